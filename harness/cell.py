@@ -1,0 +1,143 @@
+"""A cell: one training and its evaluation, with identities that are the same in plan and record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Raised when the same configuration would give other weights, or other metric values.
+TRAIN_VERSION = 1
+EVAL_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """Where a class comes from: what a worker imports, its version, the digest of its source."""
+
+    target: str
+    version: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid loss × model × data set × fold × seed, fully resolved and plain data.
+
+    Attributes:
+        data: Manifest name and digest, split, fold, cases of each part, view (slices or patches), labels.
+        model: Name, arguments, version. `model_source` says where the class is.
+        loss: Canonical loss specification (see `harness.grid`).
+        seed: The repeat.
+        train: Resolved training section, with `select`.
+        skip: Why this cell cannot be run, or None.
+    """
+
+    suite: str
+    dataset: str
+    manifest_path: str
+    data: dict[str, Any]
+    model: dict[str, Any]
+    model_label: str
+    model_source: SourceInfo
+    loss: dict[str, Any]
+    loss_label: str
+    loss_digest: str
+    seed: int
+    train: dict[str, Any]
+    metrics: tuple[str, ...]
+    quick: bool
+    timeout: float | None
+    skip: str | None
+
+    @property
+    def train_id(self) -> str:
+        """Hash of everything that decides the weights."""
+        data = {k: v for k, v in self.data.items() if k != "test"}
+        if self.train["select"] == "last":
+            data.pop("val")  # validation cases are then only watched
+        return _hash(
+            "train", TRAIN_VERSION, data, self.model, _identity(self.loss), self.train, self.seed, {"quick": self.quick}
+        )
+
+    @property
+    def eval_id(self) -> str:
+        """Hash of `train_id` and of everything that decides the metric rows."""
+        return _hash(
+            "eval", EVAL_VERSION, self.train_id, self.data["test"], list(self.metrics), {"profile": "voxel-max"}
+        )
+
+    @property
+    def seed_base(self) -> dict[str, Any]:
+        """What seeds depend on: everything that losses of one suite share, and never the loss."""
+        return {
+            "data": self.dataset,
+            "split": self.data["split"],
+            "fold": self.data["fold"],
+            "model": {k: self.model[k] for k in ("name", "args")},
+            "repeat": self.seed,
+        }
+
+    @property
+    def title(self) -> str:
+        """A short name for progress and messages."""
+        fold = "" if self.data["fold"] is None else f" fold {self.data['fold']}"
+        return f"{self.loss_label} / {self.model_label} / {self.dataset}{fold} / seed {self.seed}"
+
+    def folder(self, out: Path) -> Path:
+        """Folder of the training under the results folder."""
+        return out / self.train_id
+
+    def eval_folder(self, out: Path) -> Path:
+        """Folder of the evaluation: complete when `record.json` is there."""
+        return self.folder(out) / self.eval_id
+
+    def described(self) -> dict[str, Any]:
+        """The resolved configuration, as it stands in records."""
+        return {
+            "suite": self.suite,
+            "dataset": self.dataset,
+            "split": self.data["split"],
+            "fold": self.data["fold"],
+            "model": self.model | {"label": self.model_label},
+            "loss": self.loss | {"label": self.loss_label},
+            "seed": self.seed,
+            "data": self.data,
+            "train": self.train,
+            "metrics": list(self.metrics),
+            "quick": self.quick,
+        }
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where things are on this machine; none of it enters an id.
+
+    Attributes:
+        out: Folder of results.
+        root: Folder in which data sets lie, or None.
+        device: "cpu", "cuda" or "cuda:1".
+    """
+
+    out: Path
+    root: Path | None
+    device: str = "cpu"
+
+    @property
+    def cache(self) -> Path:
+        """Folder of preprocessed cases."""
+        return self.out / "cache"
+
+
+def _identity(loss: Any) -> Any:
+    """The loss without the place of its source file, which differs between machines."""
+    if isinstance(loss, dict):
+        return {k: _identity(v) for k, v in loss.items() if k != "class"}
+    return [_identity(v) for v in loss] if isinstance(loss, list) else loss
+
+
+def _hash(*parts: Any) -> str:
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,413 @@
+"""The command `bench`: verbs and exit codes. Nothing heavy is imported until a verb needs it.
+
+Exit codes: 0 all done; 1 a cell failed or diverged; 2 a mistake of the user, in one sentence; 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import __version__
+from harness.errors import BenchError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from harness.cell import Place
+    from harness.plan import Entry
+    from harness.suite import Suite
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.verb(args))
+    except BenchError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("bench: interrupted; the same command continues where it stopped.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bench",
+        description="Compare loss functions for image segmentation: same seeds, same batches, same patients.",
+    )
+    parser.add_argument("--version", action="version", version=f"bench {__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    for name, verb, text in (
+        ("run", _run, "train and measure what is missing of a suite, then write its report"),
+        ("plan", _plan, "show every cell of a suite and its state, and stop before work"),
+    ):
+        sub = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        _suite_arguments(sub)
+        sub.add_argument(
+            "--rerun", choices=("diverged", "stale", "skip", "all"), help="also run cells of this state again"
+        )
+        if name == "run":
+            sub.add_argument(
+                "--workers", type=int, metavar="N", help="processes at once (default: all cores, or one on a GPU)"
+            )
+            sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+            sub.add_argument("--fail-fast", action="store_true", help="start nothing more after the first failed cell")
+        else:
+            sub.add_argument("--json", action="store_true", help="print the plan as JSON")
+        sub.set_defaults(verb=verb)
+    report = verbs.add_parser("report", help="write the report of a suite from its records")
+    _suite_arguments(report)
+    report.add_argument("--commit", action="store_true", help="also copy the records to reports/SUITE/records, for git")
+    report.set_defaults(verb=_report)
+    listing = verbs.add_parser("list", help="list losses, models, metrics, data sets or suites")
+    listing.add_argument("kind", choices=("losses", "models", "metrics", "data", "suites"))
+    listing.add_argument("--json", action="store_true", help="print as JSON")
+    listing.set_defaults(verb=_list)
+    data = verbs.add_parser("data", help="show a data set: licence, how to obtain it, what is missing")
+    data.add_argument("manifest", help="name of a manifest, or a file")
+    data.add_argument("--data", type=Path, default=_root(), metavar="DIR", help="folder of data sets (or BENCH_DATA)")
+    data.add_argument("--verify", action="store_true", help="read every case and check shapes, labels and values")
+    data.set_defaults(verb=_data)
+    return parser
+
+
+def _suite_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "suites", nargs="+", metavar="SUITE", help="a suite file, or the name of one that ships with bench"
+    )
+    parser.add_argument("--data", type=Path, default=_root(), metavar="DIR", help="folder of data sets (or BENCH_DATA)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of results (default: runs)"
+    )
+    parser.add_argument(
+        "--reports", type=Path, default=Path("reports"), metavar="DIR", help="folder of reports (default: reports)"
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="KEY=GLOB",
+        help="only cells whose loss, model, dataset, seed or fold matches",
+    )
+    parser.add_argument("--quick", action="store_true", help="a small form of the suite on the phantom, in minutes")
+
+
+def _root() -> Path | None:
+    return Path(os.environ["BENCH_DATA"]) if os.environ.get("BENCH_DATA") else None
+
+
+def _load(args: argparse.Namespace) -> list[tuple[Suite, list[Entry]]]:
+    from harness.plan import make_plan
+    from harness.suite import load_suite
+
+    suites = [load_suite(path, args.quick) for path in args.suites]
+    return [(s, make_plan(s, args.out, args.reports, args.only)) for s in suites]
+
+
+def _run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from harness.cell import Place
+    from harness.plan import make_plan, to_rerun
+
+    console = Console(stderr=False)
+    planned = _load(args)
+    todo: dict[str, Entry] = {}
+    for suite, entries in planned:
+        chosen = to_rerun(entries, args.rerun)
+        todo |= {e.cell.eval_id: e for e in chosen}
+        console.print(
+            f"{suite.name}: {len(entries)} cells, {len(entries) - len(chosen)} done, {len(chosen)} to run",
+            highlight=False,
+        )
+    place = Place(args.out.resolve(), args.data.resolve() if args.data else None)
+    if todo:
+        _work(list(todo.values()), place, args, console)
+        planned = [(s, make_plan(s, args.out, args.reports, args.only)) for s, _ in planned]
+    return _finish(planned, place, args, console)
+
+
+def _work(todo: list[Entry], place: Place, args: argparse.Namespace, console: Console) -> None:
+    from dataclasses import replace
+
+    from harness.runner import check_data, run_cells
+
+    check_data([e.cell for e in todo], place.root)
+    for folder in (args.out, args.reports):
+        _writable(folder)
+    place = replace(place, device=_device(args.device))
+    if args.workers is not None and args.workers < 1:
+        raise BenchError(f"--workers {args.workers}: expected at least 1.")
+    workers = args.workers or (1 if place.device != "cpu" else len(os.sched_getaffinity(0)))
+    for entry in todo:  # a cell that is run again starts from nothing where its result is a result
+        if not entry.todo:
+            for path in (entry.cell.eval_folder(args.out) / "record.json", entry.cell.folder(args.out) / "train.json"):
+                path.unlink(missing_ok=True)
+    run_cells(todo, place, workers, console, args.fail_fast)
+
+
+def _finish(planned: list[tuple[Suite, list[Entry]]], place: Place, args: argparse.Namespace, console: Console) -> int:
+    from harness.plan import counts
+    from harness.results import report_suite
+
+    bad = False
+    for suite, entries in planned:
+        states = counts(entries)
+        bad |= any(state not in ("ok", "skip", "stale") for state in states)
+        console.print(f"{suite.name}: " + ", ".join(f"{n} {state}" for state, n in states.items()), highlight=False)
+        for problem in dict.fromkeys(e.problem for e in entries if e.problem):
+            console.print(f"  left out: {problem}", highlight=False, soft_wrap=True, markup=False)
+        if states.get("stale"):
+            console.print(
+                "  stale: the source of a loss or model has changed since; --rerun stale runs these again",
+                highlight=False,
+            )
+        if args.only:
+            continue  # a report of a part would replace that of the whole
+        try:
+            page, _ = report_suite(suite, entries, place, args.reports)
+        except OSError as error:
+            raise BenchError(
+                f"the report cannot be written to {args.reports / suite.name}: {error.strerror or error}."
+            ) from None
+        console.print(f"  report: {page}", highlight=False, soft_wrap=True)
+    return 1 if bad else 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from harness.plan import counts, to_rerun
+
+    planned = _load(args)
+    if args.json:
+        import json
+
+        print(json.dumps([_plan_row(s, e) for s, entries in planned for e in entries], indent=1, ensure_ascii=False))
+        return 0
+    console = Console()
+    for suite, entries in planned:
+        table = Table(
+            "data set", "model", "loss", "seeds", "state", title=f"{suite.name}: {len(entries)} cells", box=None
+        )
+        groups: dict[tuple[str, str, str], list[Entry]] = {}
+        for e in entries:
+            groups.setdefault((e.cell.dataset, e.cell.model_label, e.cell.loss_label), []).append(e)
+        for (dataset, model, loss), group in groups.items():
+            states = ", ".join(f"{n} {state}" for state, n in counts(group).items())
+            table.add_row(dataset, model, loss, str(len(group)), states)
+        console.print(table, markup=False)
+        for reason in dict.fromkeys(e.cell.skip for e in entries if e.cell.skip):
+            console.print(f"skipped: {reason}", markup=False, highlight=False)
+        console.print(f"{len(to_rerun(entries, args.rerun))} cells to run", highlight=False)
+        _data_notes(suite, args, console)
+    return 0
+
+
+def _plan_row(suite: Suite, entry: Entry) -> dict[str, Any]:
+    return {
+        "suite": suite.name,
+        "train_id": entry.cell.train_id,
+        "eval_id": entry.cell.eval_id,
+        "state": entry.state,
+        "skip": entry.cell.skip,
+        **{
+            k: v
+            for k, v in entry.cell.described().items()
+            if k in ("dataset", "split", "fold", "seed", "model", "loss", "train")
+        },
+    }
+
+
+def _data_notes(suite: Suite, args: argparse.Namespace, console: Console) -> None:
+    """Say whether the data is there; a plan does not need it."""
+    from harness.data.layouts import reader_of
+
+    for manifest in suite.manifests.values():
+        try:
+            absent = reader_of(manifest, args.data).missing(list(manifest.spec.cases))
+            note = (
+                f"{absent[0]} and {len(absent) - 1} more are not there. {manifest.spec.obtain.strip()}"
+                if absent
+                else ""
+            )
+        except BenchError as error:
+            note = str(error)
+        if note:
+            console.print(f"data: {' '.join(note.split())}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _report(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from harness.cell import Place
+    from harness.results import export_records, report_suite
+
+    console = Console()
+    place = Place(args.out.resolve(), args.data.resolve() if args.data else None)
+    for suite, entries in _load(args):
+        _writable(args.reports)
+        if args.commit:
+            target = args.reports / suite.name / "records"
+            console.print(f"{export_records(entries, target)} records in {target}", highlight=False)
+        page, _ = report_suite(suite, entries, place, args.reports, force=True)
+        console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    rows = _LISTS[args.kind]()
+    if args.json:
+        import json
+
+        print(json.dumps([{"name": n, "about": t} for n, t in rows], indent=1, ensure_ascii=False))
+        return 0
+    width = max((len(n) for n, _ in rows), default=0)
+    for name, text in rows:
+        print(f"{name:{width}}  {text}".rstrip())
+    return 0
+
+
+def _classes(table: dict[str, str]) -> list[tuple[str, str]]:
+    from harness.resolve import summary
+
+    return [(name, summary(target)) for name, target in table.items()]
+
+
+def _losses() -> list[tuple[str, str]]:
+    from harness.losses import LOSSES
+
+    return _classes(LOSSES)
+
+
+def _models() -> list[tuple[str, str]]:
+    from harness.models import MODELS
+
+    return [
+        *_classes(MODELS),
+        ("NAME", "any network of monai.networks.nets by its class name"),
+        ("pkg.mod:Class", "any torch.nn.Module"),
+    ]
+
+
+def _metrics() -> list[tuple[str, str]]:
+    from harness.metrics import METRICS
+
+    return [(m.name, m.title) for m in METRICS.values()]
+
+
+def _manifests() -> list[tuple[str, str]]:
+    from harness.data.manifest import load_manifest, packed
+
+    folders = dict.fromkeys(p.resolve() for p in (Path("data_manifests"), packed("data_manifests")) if p.is_dir())
+    paths = {p.stem: p for folder in reversed(folders) for p in sorted(folder.glob("*.yaml"))}
+    return [(name, load_manifest(str(path.resolve()), path.parent).spec.title) for name, path in sorted(paths.items())]
+
+
+def _suites() -> list[tuple[str, str]]:
+    from harness.data.manifest import packed
+    from harness.yamlfile import read_yaml
+
+    folders = dict.fromkeys(p.resolve() for p in (Path("suites"), packed("suites")) if p.is_dir())
+    paths = {p.stem: p for folder in reversed(folders) for p in sorted(folder.glob("*.yaml"))}
+    return [
+        (name, str(read_yaml(p).data.get("description", "")).strip().split("\n")[0])
+        for name, p in sorted(paths.items())
+    ]
+
+
+_LISTS = {"losses": _losses, "models": _models, "metrics": _metrics, "data": _manifests, "suites": _suites}
+
+
+def _data(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from harness.data.layouts import reader_of
+    from harness.data.manifest import load_manifest
+
+    console = Console(highlight=False, soft_wrap=True)
+    manifest = load_manifest(args.manifest, Path.cwd())
+    spec = manifest.spec
+    for name, text in (
+        ("data set", spec.title),
+        ("licence", spec.licence),
+        ("attribution", spec.attribution),
+        ("to obtain", spec.obtain),
+        ("classes", ", ".join(spec.labels)),
+        ("cases", str(len(spec.cases))),
+        ("splits", ", ".join(spec.splits)),
+    ):
+        console.print(f"{name:12}{' '.join(text.split())}", markup=False)
+    reader = reader_of(manifest, args.data)
+    absent = reader.missing(list(spec.cases))
+    for path in absent[:10]:
+        console.print(f"missing: {path}", markup=False)
+    if absent:
+        raise BenchError(f"{len(absent)} files of {manifest.name} are not there.")
+    if args.verify:
+        return _verify(manifest, reader, console)
+    console.print(f"all files of {len(spec.cases)} cases are there")
+    return 0
+
+
+def _verify(manifest: Any, reader: Any, console: Console) -> int:
+    from rich.progress import track
+
+    faults = 0
+    for case in track(manifest.spec.cases, "reading", console=console, transient=True):
+        try:
+            reader.read(case)
+        except BenchError as error:
+            faults += 1
+            console.print(str(error), markup=False)
+    console.print(f"{len(manifest.spec.cases) - faults} cases read, {faults} with faults")
+    return 1 if faults else 0
+
+
+def _device(asked: str) -> str:
+    """The device to run on; torch is asked only where a GPU's driver is present."""
+    if asked == "cpu":
+        return "cpu"
+    present = any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg"))
+    if not present and asked == "auto":
+        return "cpu"
+    import torch
+
+    available = torch.cuda.is_available()
+    if asked == "auto":
+        return "cuda" if available else "cpu"
+    if not asked.startswith("cuda"):
+        raise BenchError(f"--device {asked}: expected auto, cpu, cuda or cuda:N.")
+    index = asked.partition(":")[2] or "0"
+    if not available or not index.isdigit() or int(index) >= torch.cuda.device_count():
+        raise BenchError(
+            f"--device {asked}: torch sees {torch.cuda.device_count() if available else 0} CUDA devices here."
+        )
+    return asked
+
+
+def _writable(folder: Path) -> None:
+    import tempfile
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BenchError(
+            f"{folder}: cannot be written to ({error.strerror}); name another folder with --out or --reports."
+        ) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

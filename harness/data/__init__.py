@@ -1,0 +1,1 @@
+"""Data sets: manifests, readers of their layouts, preprocessing, sampling, augmentation."""

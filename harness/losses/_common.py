@@ -1,0 +1,102 @@
+"""What the losses share: the convention on ignored voxels, sums over regions, powers with finite gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+IGNORE = 255
+Reduction = Literal["batch", "sample"]
+Absent = Literal["include", "skip", "penalise"]
+
+
+@dataclass(frozen=True)
+class RegionSums:
+    """Soft sums over the valid voxels of each class.
+
+    Attributes:
+        tp: Σ t p, shape (R, C): R is 1 for sums over the batch, B for sums per sample.
+        p: Σ p (or Σ p²), the same shape.
+        t: Σ t, the same shape.
+        valid: Σ 1, shape (R, 1).
+    """
+
+    tp: Tensor
+    p: Tensor
+    t: Tensor
+    valid: Tensor
+
+
+def full_precision(logits: Tensor) -> Tensor:
+    """At least float32: a sum of half-precision probabilities overflows at 65,504."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def flat(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Flatten the spatial axes.
+
+    Returns:
+        Logits (B, C, N) in at least float32, target (B, N) with 0 at ignored voxels, and valid (B, N) bool.
+    """
+    valid = target != IGNORE
+    return full_precision(logits).flatten(2), torch.where(valid, target, 0).flatten(1), valid.flatten(1)
+
+
+def true_class(values: Tensor, target: Tensor) -> Tensor:
+    """The value of each voxel's true class: (B, C, N), (B, N) → (B, N)."""
+    return values.gather(1, target[:, None])[:, 0]
+
+
+def region_sums(logits: Tensor, target: Tensor, reduction: Reduction, squared: bool = False) -> RegionSums:
+    """Soft true positives and sizes of every class.
+
+    No one-hot tensor is made: the probability of the true class is gathered and added up by class, in `index_add`,
+    which has a deterministic form on CUDA.
+
+    Args:
+        logits: (B, C, *S), raw.
+        target: (B, *S) int64, 255 ignored.
+        reduction: Sums over the whole batch, or per sample.
+        squared: Sum p² in place of p.
+    """
+    scores, labels, valid = flat(logits, target)
+    batch, classes, _ = scores.shape
+    probs = scores.softmax(1)
+    weight = valid.to(probs.dtype)
+    cell = labels + classes * torch.arange(batch, device=labels.device)[:, None]
+    true = true_class(probs, labels) * weight
+    tp = probs.new_zeros(batch * classes).index_add(0, cell.flatten(), true.flatten()).view(batch, classes)
+    sizes = probs.new_zeros(batch * classes).index_add(0, cell.flatten(), weight.flatten()).view(batch, classes)
+    mass = torch.einsum("bcn,bn->bc", probs * probs if squared else probs, weight)
+    sums = RegionSums(tp, mass, sizes, weight.sum(1, keepdim=True))
+    if reduction == "sample":
+        return sums
+    return RegionSums(*(getattr(sums, f).sum(0, keepdim=True) for f in ("tp", "p", "t", "valid")))
+
+
+def over_classes(losses: Tensor, sums: RegionSums, background: bool, absent: Absent) -> Tensor:
+    """Mean over classes, then over samples, of a loss (R, C) with one policy for absent classes.
+
+    Args:
+        losses: Loss of each class, (R, C).
+        sums: The sums that it was made from.
+        background: Whether class 0 counts.
+        absent: `include` counts a class without a voxel as it comes out, `skip` leaves it out, `penalise` counts the
+            mean probability that it was given.
+    """
+    first = 0 if background else 1
+    losses, there = losses[:, first:], sums.t[:, first:] > 0
+    if absent == "include":
+        return losses.mean()
+    if absent == "penalise":
+        return torch.where(there, losses, sums.p[:, first:] / sums.valid.clamp_min(1)).mean()
+    weight = there.to(losses.dtype)
+    return ((losses * weight).sum(1) / weight.sum(1).clamp_min(1)).mean()
+
+
+def safe_power(base: Tensor, exponent: float, eps: float = 1e-7) -> Tensor:
+    """`base ** exponent` for base in [0, 1] with a finite gradient at 0 also where the exponent is below 1."""
+    return base if exponent == 1 else base.clamp_min(eps) ** exponent

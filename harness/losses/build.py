@@ -1,0 +1,83 @@
+"""From a canonical loss specification to a module."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.errors import BenchError
+from harness.losses.calls import evaluate_loss, needs_of
+from harness.losses.compound import Sum
+from harness.losses.needs import FACTS, check_needs
+from harness.resolve import load
+
+__all__ = ["MonaiLoss", "build_loss", "evaluate_loss", "needs_of"]
+
+
+def build_loss(spec: Mapping[str, Any], facts: Mapping[str, Any]) -> nn.Module:
+    """Make the loss of a cell.
+
+    Args:
+        spec: `{"name", "class", "args"}` or `{"sum": [{"loss": spec, "weight": number or schedule}]}`.
+        facts: Facts of the data set (`needs.FACTS`), filled into constructor parameters that the suite left out, and
+            `has_ignored`: whether labels hold ignored voxels.
+
+    Raises:
+        BenchError: The class cannot be found or made, or it asks for something that nobody supplies.
+    """
+    if "sum" in spec:
+        terms = spec["sum"]
+        names = [t["loss"].get("name", "sum").rpartition(":")[2].rpartition(".")[2] for t in terms]
+        return Sum([build_loss(t["loss"], facts) for t in terms], [t["weight"] for t in terms], names)
+    cls = load(spec["class"])
+    parameters = inspect.signature(cls).parameters
+    args = {k: _argument(cls, k, v) for k, v in spec["args"].items()}
+    args |= {k: _argument(cls, k, facts[k]) for k in FACTS if k in parameters and k not in args and k in facts}
+    monai = str(cls.__module__).startswith("monai.losses")
+    if monai:
+        if facts.get("has_ignored") and "ignore_index" not in parameters:
+            raise BenchError(
+                f"{spec['name']} has no ignore_index, and the labels of this data set hold ignored voxels."
+            )
+        for flag in ("to_onehot_y", "use_softmax" if "use_softmax" in parameters else "softmax"):
+            if flag in parameters and flag not in args:
+                args[flag] = True
+    try:
+        loss = cls(**args)
+    except (TypeError, ValueError) as error:
+        raise BenchError(f"loss {spec['name']} cannot be made with {dict(spec['args'])}: {error}.") from error
+    if not isinstance(loss, nn.Module):
+        raise BenchError(f"loss {spec['name']} is a {type(loss).__name__}, expected a torch.nn.Module.")
+    required, optional = needs_of(loss)
+    check_needs([*required, *optional])
+    return MonaiLoss(loss) if monai else loss
+
+
+class MonaiLoss(nn.Module):
+    """A loss of MONAI behind our contract: it wants the label with a channel axis."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of logits (B, C, *S) and target (B, *S)."""
+        value: Tensor = self.loss(logits, target[:, None])
+        return value
+
+
+def _argument(cls: type, name: str, value: Any) -> Any:
+    """A list becomes a tensor where the annotation says Tensor; elsewhere values stay as they are."""
+    if not isinstance(value, list):
+        return value
+    try:
+        hint = typing.get_type_hints(cls.__init__).get(name)  # type: ignore[misc]
+    except (NameError, TypeError):
+        hint = inspect.signature(cls).parameters[name].annotation if name in inspect.signature(cls).parameters else None
+    wanted = hint is Tensor or Tensor in typing.get_args(hint) or "Tensor" in str(hint)
+    return torch.tensor(value, dtype=torch.float32) if wanted else value

@@ -1,0 +1,13 @@
+"""Models behind one `Output`: a table of names, and any MONAI network by its class name.
+
+A new model is one file with a `torch.nn.Module` that takes images (B, C, *S) and returns an `Output`, and one line
+here; or no line at all: `pkg.mod:Class` and `my_model.py:MyNet` work in a suite too. No torch in this file.
+"""
+
+MODELS: dict[str, str] = {
+    "unet": "harness.models.unet:UNet",
+}
+# A bare name that is not in the table is looked up here: `AttentionUnet`, `SegResNet`, `DynUNet`, ...
+BARE_MODULE = "monai.networks.nets"
+# What every model gives to losses that ask; see harness.losses.needs for all names.
+PROVIDED = frozenset({"embedding", "classify"})

@@ -1,0 +1,99 @@
+"""From a cell's model to a network that returns an `Output`."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.errors import BenchError
+from harness.models.output import Output
+from harness.resolve import load
+
+
+def build_model(
+    target: str, args: dict[str, Any], *, in_channels: int, num_classes: int, spatial_dims: int, size: list[int]
+) -> nn.Module:
+    """Construct a network; facts of the data set fill the parameters that the suite left out.
+
+    Args:
+        target: `pkg.mod:Class` or `/file.py:Class`.
+        args: Arguments from the suite.
+        in_channels: Channels of the image.
+        num_classes: Classes with background.
+        spatial_dims: 2 or 3.
+        size: Spatial size of the network's input.
+
+    Raises:
+        BenchError: The constructor refuses, or what it returns is no `nn.Module`.
+    """
+    cls = load(target)
+    known = inspect.signature(cls).parameters
+    facts = {
+        "in_channels": in_channels,
+        "num_classes": num_classes,
+        "out_channels": num_classes,
+        "spatial_dims": spatial_dims,
+        "img_size": size,
+        "image_size": size,
+    }
+    filled = {k: v for k, v in facts.items() if k in known and k not in args}
+    try:
+        network = cls(**filled, **args)
+    except (TypeError, ValueError) as error:
+        raise BenchError(f"model {target.rpartition(':')[2]} cannot be made with {args}: {error}.") from error
+    if not isinstance(network, nn.Module):
+        raise BenchError(f"model {target} is a {type(network).__name__}, expected a torch.nn.Module.")
+    return network if target.startswith("harness.") else Adapter(network, num_classes)
+
+
+class Adapter(nn.Module):
+    """Any network from images to logits; its embedding is what enters the last layer that makes the classes."""
+
+    def __init__(self, network: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        self.network = network
+        self._seen: list[Tensor] = []
+        head = _head(network, num_classes)
+        if head is not None:
+            head.register_forward_pre_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._seen[:] = inputs[:1]
+
+    def forward(self, image: Tensor) -> Output:
+        """Segment images (B, C, *S).
+
+        Raises:
+            BenchError: The network returns something else than one tensor of logits.
+        """
+        self._seen.clear()
+        out = self.network(image)
+        embedding = self._seen[0] if self._seen else None
+        self._seen.clear()
+        if isinstance(out, Output):
+            return out
+        if not isinstance(out, Tensor):
+            name = type(self.network).__name__
+            raise BenchError(f"model {name} returns {type(out).__name__}, expected one tensor of logits (B, C, *S).")
+        full = embedding is not None and embedding.shape[2:] == out.shape[2:]
+        return Output(out.float(), embedding if full else None)
+
+
+def _head(network: nn.Module, num_classes: int) -> nn.Module | None:
+    kinds = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    heads = [m for m in network.modules() if isinstance(m, kinds) and m.out_channels == num_classes != m.in_channels]
+    return heads[-1] if heads else None
+
+
+def digest(module: nn.Module) -> str:
+    """SHA-256 of all parameters and buffers, by name: the fingerprint of weights."""
+    import hashlib
+
+    total = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        total.update(name.encode())
+        total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()

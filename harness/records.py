@@ -1,0 +1,121 @@
+"""Records: what a cell leaves behind, written last and atomically, so that a folder with a record is complete."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from harness.errors import BenchError
+
+SCHEMA = 1
+STATUSES = ("ok", "diverged", "oom", "timeout", "error", "interrupted", "skip")
+# These are tried again by the same command; `ok`, `diverged` and `skip` are results.
+RETRIED = ("oom", "timeout", "error", "interrupted")
+
+CASE_COLUMNS = (
+    "dataset", "split", "fold", "model", "loss", "seed", "patient", "case", "class", "metric", "profile", "unit",
+    "value", "worst", "status",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What is known of one cell.
+
+    Attributes:
+        train_id: Identity of the training.
+        eval_id: Identity of the evaluation; empty in `train.json`.
+        status: One of `STATUSES`.
+        message: One sentence where the status is not ok.
+        cell: The resolved configuration (`Cell.described`).
+        fingerprints: Digests of the initial weights (`init`) and of the first batches (`batches`).
+        weights: Digest of the trained weights.
+        cost: Seconds of training and evaluation, ms per step, peak memory in MB, parameters, steps.
+        environment: Versions, device, threads, processor.
+        sources: Digests of the sources of loss and model.
+    """
+
+    train_id: str
+    eval_id: str
+    status: str
+    message: str
+    cell: dict[str, Any]
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    weights: str = ""
+    cost: dict[str, float] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def write(self, path: Path) -> None:
+        """Write as JSON, atomically.
+
+        Raises:
+            ValueError: A number is not finite or the status is not in the closed set.
+        """
+        if self.status not in STATUSES:
+            raise ValueError(f"status {self.status!r} is not one of {STATUSES}")
+        text = json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
+        write_atomic(path, lambda stream: stream.write(text.encode()))
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read a record.
+
+    Raises:
+        BenchError: It is damaged or of another schema.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        record = RunRecord(**raw)
+    except (OSError, ValueError, TypeError) as error:
+        raise BenchError(f"{path}: not a readable record ({error}); remove it to run the cell again.") from None
+    if record.schema != SCHEMA or record.status not in STATUSES:
+        raise BenchError(f"{path}: schema {record.schema}, status {record.status!r}: not a record of this version.")
+    return record
+
+
+def write_atomic(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a file under a temporary name beside it, flush it to disk, rename it: whole or not there."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a CSV atomically; numbers keep all their digits, None and non-finite numbers become empty."""
+    import io
+
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([_text(row.get(c)) for c in columns])
+    write_atomic(path, lambda stream: stream.write(text.getvalue().encode()))
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Read a CSV written by `write_rows`."""
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _text(value: Any) -> str:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return ""
+    return repr(value) if isinstance(value, float) else str(value)

@@ -1,0 +1,148 @@
+"""The three frames that the report reads, brought to one form: columns, types, and a name per data set and split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from harness.errors import BenchError
+
+CELL_COLUMNS = (
+    "dataset", "split", "fold", "model", "loss", "seed", "status", "message", "train_id", "eval_id", "init", "batches",
+    "weights", "train_s", "eval_s", "step_ms", "peak_rss_mb", "parameters", "steps", "device", "torch", "lr",
+)  # fmt: skip
+CASE_COLUMNS = (
+    "dataset", "split", "fold", "model", "loss", "seed", "patient", "case", "class", "metric", "profile", "unit",
+    "value", "worst", "status",
+)  # fmt: skip
+CURVE_COLUMNS = ("train_id", "dataset", "fold", "model", "loss", "seed", "epoch", "step", "lr", "loss_value")
+STATUSES = ("ok", "diverged", "oom", "timeout", "error", "interrupted", "skip", "missing", "stale")
+FAILED = ("diverged", "oom", "timeout", "error", "interrupted")
+CASE_STATUSES = ("ok", "both_empty", "pred_empty", "ref_empty")
+CELL_KEY = ["dataset", "split", "fold", "model", "loss", "seed"]
+NO_FOLD = -1
+
+_NUMBERS = {
+    "fold", "seed", "train_s", "eval_s", "step_ms", "peak_rss_mb", "parameters", "steps", "lr", "value", "worst",
+    "epoch", "step", "loss_value",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What every table and figure is made from.
+
+    Attributes:
+        cells: One row per planned cell; `CELL_COLUMNS`, `group`, and `command` where it was given.
+        cases: Rows of the measured cells only; `CASE_COLUMNS` and `group`.
+        curves: `CURVE_COLUMNS`, `group`, `status` of the cell, and the columns of the loss's terms.
+        groups: Data sets in planned order; with several splits of one data set, `name (split)`.
+        models: Models in planned order.
+        losses: Losses in planned order.
+    """
+
+    cells: pd.DataFrame
+    cases: pd.DataFrame
+    curves: pd.DataFrame
+    groups: list[str]
+    models: list[str]
+    losses: list[str]
+
+
+def prepare(cells: pd.DataFrame, cases: pd.DataFrame, curves: pd.DataFrame) -> Frames:
+    """Check the frames and bring them to one form.
+
+    Rows of cases whose cell is not `ok` are left out. A cell that says `ok` and has no rows becomes an `error`.
+
+    Raises:
+        BenchError: A column is missing, a cell stands twice, a status is unknown, or rows belong to no planned cell.
+    """
+    cells = _typed(cells, CELL_COLUMNS, "cells", required=(*CELL_KEY, "status"))
+    cases = _typed(cases, CASE_COLUMNS, "cases", required=CASE_COLUMNS)
+    curves = _typed(curves, CURVE_COLUMNS, "curves", required=("train_id", "epoch", "loss_value"))
+    _closed(cells["status"], STATUSES, "cells")
+    _closed(cases["status"], CASE_STATUSES, "cases")
+    twice = cells[cells.duplicated(CELL_KEY)]
+    if len(twice):
+        raise BenchError(f"cells: {describe(twice.iloc[0])} stands twice; give each planned cell one row.")
+    cells["group"] = _groups(cells)
+
+    keys = ["group", "status"]
+    known = cells[[*CELL_KEY, *keys]].rename(columns={"status": "cell_status"})
+    cases = cases.merge(known, on=CELL_KEY, how="left", sort=False)
+    stray = cases[cases["cell_status"].isna()]
+    if len(stray):
+        raise BenchError(f"cases: {describe(stray.iloc[0])} is not among the planned cells; give its row in cells too.")
+    cases = cases[cases["cell_status"] == "ok"].drop(columns="cell_status").reset_index(drop=True)
+
+    measured = pd.MultiIndex.from_frame(cases[CELL_KEY].drop_duplicates())
+    empty = (cells["status"] == "ok") & ~pd.MultiIndex.from_frame(cells[CELL_KEY]).isin(measured)
+    cells.loc[empty, "status"] = "error"
+    cells.loc[empty, "message"] = "The record says ok, but holds no measured cases."
+    curves = _with_cells(curves, cells)
+    return Frames(cells, cases, curves, *(list(dict.fromkeys(cells[c])) for c in ("group", "model", "loss")))
+
+
+def describe(row: pd.Series) -> str:
+    """A cell in words: `dice / unet / synapse fold 0 / seed 1`."""
+    fold = "" if int(row["fold"]) == NO_FOLD else f" fold {int(row['fold'])}"
+    return f"{row['loss']} / {row['model']} / {row['dataset']}{fold} / seed {int(row['seed'])}"
+
+
+def by_group(frames: Frames, group: str, frame: pd.DataFrame) -> list[str]:
+    """The models of one data set that occur in `frame`, in planned order."""
+    there = set(frame.loc[frame["group"] == group, "model"])
+    return [m for m in frames.models if m in there]
+
+
+def _typed(frame: pd.DataFrame, columns: Sequence[str], name: str, required: Sequence[str]) -> pd.DataFrame:
+    lacking = [c for c in required if c not in frame.columns]
+    if lacking and len(frame):
+        raise BenchError(f"{name}: no column {', '.join(map(repr, lacking))}; expected {', '.join(columns)}.")
+    extra = [c for c in frame.columns if c not in columns]
+    out = frame.reset_index(drop=True).reindex(columns=[*columns, *extra])
+    for column in columns:
+        if column in _NUMBERS:
+            out[column] = _number(out[column], f"{name}.{column}")
+        else:
+            out[column] = out[column].astype(object).where(out[column].notna(), "").map(str).astype(object)
+    if "fold" in columns:
+        out["fold"] = out["fold"].fillna(NO_FOLD).astype(int)
+    if "seed" in columns:
+        if name != "curves" and bool(out["seed"].isna().any()):
+            raise BenchError(f"{name}: a row has no seed; every row needs the seed of its cell.")
+        out["seed"] = out["seed"].fillna(0).astype(int)
+    return out
+
+
+def _number(column: pd.Series, where: str) -> pd.Series:
+    blank = column.astype(object)
+    blank = blank.where(blank.map(lambda v: v is not None and v != ""), float("nan"))
+    try:
+        return pd.to_numeric(blank).astype(float)
+    except (ValueError, TypeError) as error:
+        raise BenchError(f"{where}: {error}; expected numbers, or empty where there is none.") from None
+
+
+def _closed(column: pd.Series, allowed: Sequence[str], name: str) -> None:
+    unknown = sorted(set(column) - set(allowed))
+    if unknown:
+        raise BenchError(f"{name}.status: {unknown[0]!r} is unknown; expected one of {', '.join(allowed)}.")
+
+
+def _groups(cells: pd.DataFrame) -> list[str]:
+    splits = {d: set(part["split"]) for d, part in cells.groupby("dataset", sort=False)}
+    pairs = zip(cells["dataset"], cells["split"], strict=True)
+    return [f"{d} ({s})" if len(splits[d]) > 1 else str(d) for d, s in pairs]
+
+
+def _with_cells(curves: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """Names and status come from the planned cell; a training that two evaluations share is drawn once."""
+    names = [c for c in (*CELL_KEY, "group", "status")]
+    one = cells[cells["train_id"] != ""].drop_duplicates("train_id")[["train_id", *names]]
+    bare = curves.drop(columns=[c for c in names if c in curves.columns])
+    out = bare.merge(one, on="train_id", how="inner", sort=False)
+    terms = [c for c in out.columns if c not in (*CURVE_COLUMNS, *names)]
+    return out[["train_id", *names, "epoch", "step", "lr", "loss_value", *terms]]

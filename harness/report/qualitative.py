@@ -1,0 +1,166 @@
+"""Qualitative slices: contours of the reference and of each loss's prediction, one small panel per loss."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from harness.errors import BenchError
+from harness.report.figures import Picture, drawing, save
+from harness.report.palette import BLANK, INK, style_of
+
+MARGIN = 0.12
+IGNORED = 255
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One slice of one case, with what each loss predicted there.
+
+    Attributes:
+        case: Name of the case.
+        dataset: Name of the data set.
+        model: Label of the model.
+        image: (H, W) grey values, or None where the licence forbids to show voxels: then contours only.
+        truth: (H, W) integer labels.
+        predictions: Loss to (H, W) integer labels, in the order of the panels.
+        classes: Label to name, of the classes to draw.
+        note: A sentence for the caption, such as the slice and the seed.
+    """
+
+    case: str
+    dataset: str
+    model: str
+    image: NDArray[Any] | None
+    truth: NDArray[Any]
+    predictions: Mapping[str, NDArray[Any]]
+    classes: Mapping[int, str]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        """Check the shapes.
+
+        Raises:
+            BenchError: An array is not 2D or not of the shape of `truth`, or there is no prediction.
+        """
+        arrays = {"truth": self.truth, **({} if self.image is None else {"image": self.image}), **self.predictions}
+        for name, array in arrays.items():
+            if np.ndim(array) != 2 or np.shape(array) != np.shape(self.truth):
+                raise BenchError(
+                    f"panel of case {self.case!r}: {name} has shape {np.shape(array)}, expected the two dimensions of "
+                    f"truth, {np.shape(self.truth)}."
+                )
+        if not self.predictions:
+            raise BenchError(f"panel of case {self.case!r}: no predictions; give at least one loss.")
+
+
+def draw_panel(panel: Panel, folder: Path, name: str) -> Picture:
+    """Draw the reference and one small multiple per loss, cropped to the labels."""
+    window = crop(panel)
+    shown = [k for k in panel.classes if k in _labels(panel)]
+    style = dict(zip(panel.classes, style_of([str(k) for k in panel.classes]).values(), strict=True))
+    tiles = {"reference": panel.truth, **panel.predictions}
+    across = min(4, len(tiles))
+    down = math.ceil(len(tiles) / across)
+    height, width = (s.stop - s.start for s in window)
+    tile, heading = 2.3, 0.45 if max(map(len, tiles)) > 30 else 0.3
+    size = (tile * across, (tile * min(max(height / width, 0.4), 1.8) + heading) * down + 0.4)
+    with drawing():
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(down, across, squeeze=False)
+        for ax in axes.flat:
+            ax.set_axis_off()
+        for i, (ax, (title, label)) in enumerate(zip(axes.flat, tiles.items(), strict=False)):
+            _ground(ax, panel, window)
+            for k in shown:
+                colour, dashes = style[k]
+                if i:
+                    _reference(ax, panel, panel.truth[window] == k)
+                _contour(ax, label[window] == k, color=colour, linewidth=1.5, dashes=dashes)
+            ax.set_title(textwrap.fill(title, 30, max_lines=2, placeholder=" …"), fontsize=8)
+        _key(figure, panel, shown, style)
+        title = f"{panel.case} of {panel.dataset}, {panel.model}"
+        svg = save(figure, folder, name, f"Contours of reference and predictions: {title}")
+    caption = "Solid: the class as labelled (first panel) or predicted. Dotted: reference."
+    if panel.image is None:
+        caption += " Contours only: the licence of the images does not allow to show voxels."
+    caption = f"{caption} {panel.note}".strip()
+    return Picture(name, svg, title, caption)
+
+
+def crop(panel: Panel) -> tuple[slice, slice]:
+    """The rows and columns that hold a drawn label, with a margin; everything where there is none."""
+    arrays = [panel.truth, *panel.predictions.values()]
+    some = np.any([np.isin(a, list(panel.classes)) for a in arrays], axis=0)
+    if not some.any():
+        return slice(0, some.shape[0]), slice(0, some.shape[1])
+    out = []
+    for axis in (0, 1):
+        where = np.flatnonzero(some.any(axis=1 - axis))
+        margin = max(2, round(MARGIN * (where[-1] - where[0] + 1)))
+        out.append(slice(max(0, int(where[0]) - margin), min(some.shape[axis], int(where[-1]) + 1 + margin)))
+    return out[0], out[1]
+
+
+def _labels(panel: Panel) -> set[int]:
+    arrays = [panel.truth, *panel.predictions.values()]
+    return {int(k) for a in arrays for k in np.unique(a)} - {IGNORED}
+
+
+def _ground(ax: Axes, panel: Panel, window: tuple[slice, slice]) -> None:
+    height, width = (s.stop - s.start for s in window)
+    if panel.image is None:
+        ax.add_patch(_rectangle(width, height))
+    else:
+        image = np.asarray(panel.image[window], dtype=float)
+        low, high = np.nanpercentile(image, [0.5, 99.5])
+        ax.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-9), interpolation="none")
+    ax.set_xlim(-0.5, width - 0.5)
+    ax.set_ylim(height - 0.5, -0.5)
+    ax.set_aspect("equal")
+
+
+def _rectangle(width: int, height: int) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((-0.5, -0.5), width, height, facecolor=BLANK, edgecolor="none")
+
+
+def _contour(ax: Axes, mask: NDArray[np.bool_], *, color: str, linewidth: float, dashes: tuple[float, ...]) -> None:
+    from skimage.measure import find_contours
+
+    # A rim of zeros closes the contours of what touches the border.
+    for line in find_contours(np.pad(mask.astype(float), 1), 0.5):
+        (drawn,) = ax.plot(line[:, 1] - 1, line[:, 0] - 1, color=color, linewidth=linewidth)
+        if dashes:
+            drawn.set_dashes(dashes)
+
+
+def _reference(ax: Axes, panel: Panel, mask: NDArray[np.bool_]) -> None:
+    if panel.image is not None:  # white dots on a black line show on dark and on bright tissue
+        _contour(ax, mask, color="#000000", linewidth=1.0, dashes=())
+    _contour(ax, mask, color=INK if panel.image is None else "#ffffff", linewidth=0.9, dashes=(1.5, 1.5))
+
+
+def _key(figure: Figure, panel: Panel, shown: list[int], style: dict[int, tuple[str, tuple[float, ...]]]) -> None:
+    handles = []
+    for k in shown:
+        handle = Line2D([], [], color=style[k][0], linewidth=2)
+        if style[k][1]:
+            handle.set_dashes(style[k][1])
+        handles.append(handle)
+    names = [panel.classes[k] for k in shown]
+    longest = max((len(n) for n in names), default=1)
+    columns = max(1, min(len(names), int(figure.get_figwidth() * 72 / (longest * 5.2 + 34))))
+    if handles:
+        figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)

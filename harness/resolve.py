@@ -1,0 +1,305 @@
+"""From a name in a suite to a class, read from its source without importing it.
+
+`dice` stands in a table, `torch.nn.CrossEntropyLoss` and `pkg.mod:Class` are dotted paths, `my_loss.py:MyLoss` is
+a file.
+Reading the source with `ast` keeps `bench plan` fast (no torch), checks arguments before any data is touched, and runs
+no code of a file that is only planned.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from harness.errors import BenchError
+from harness.yamlfile import nearest
+
+_PACKAGE = Path(__file__).resolve().parent
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True)
+class Param:
+    """A parameter of a constructor."""
+
+    name: str
+    required: bool
+    annotation: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """A class found in source.
+
+    Attributes:
+        name: As written by the user.
+        target: `pkg.mod:Class` or `/absolute/file.py:Class`: what a worker imports.
+        params: Parameters of the constructor, without `self`.
+        any_keyword: The constructor takes `**kwargs`: unknown names cannot be told from here.
+        needs: Keyword-only parameters of `forward`: (name, required).
+        version: Class attribute `version`, 0 where there is none.
+        digest: Of the class's source and of what it uses from the same file or from this package.
+    """
+
+    name: str
+    target: str
+    params: tuple[Param, ...]
+    any_keyword: bool
+    needs: tuple[tuple[str, bool], ...]
+    version: int
+    digest: str
+
+    def check_arguments(self, args: Mapping[str, Any], filled: frozenset[str] = frozenset()) -> str | None:
+        """Say what is wrong with keyword arguments, or None; `filled` are names that the harness supplies."""
+        known = [p.name for p in self.params]
+        for key in args:
+            if key not in known and not self.any_keyword:
+                listed = ", ".join(known) or "none"
+                return f"unknown argument {key!r}{nearest(str(key), known)}; its arguments: {listed}."
+        missing = [p.name for p in self.params if p.required and p.name not in args and p.name not in filled]
+        return f"argument {missing[0]!r} is required and has no default." if missing else None
+
+
+def locate(name: str, table: Mapping[str, str], kind: str, base: Path, fallback: str = "") -> Found:
+    """Find the class behind a name.
+
+    Args:
+        name: A key of `table`, a dotted path, or `file.py:Class` relative to `base` or to the working directory.
+        table: Built-in names.
+        kind: "loss" or "model", for messages.
+        base: Folder of the suite file.
+        fallback: A module in which a bare unknown name is looked up, such as `monai.networks.nets`.
+
+    Raises:
+        BenchError: There is no such class.
+    """
+    if name in table:
+        return _read(name, table[name])
+    if ".py:" in name:
+        file, _, cls = name.rpartition(":")
+        paths = [p for p in (base / file, Path(file)) if p.is_file()]
+        if not paths:
+            raise BenchError(f"no file {file!r} beside the suite ({base}) or in the working directory.")
+        return _read(name, f"{paths[0].resolve()}:{cls}")
+    if ":" in name or "." in name:
+        return _read(name, name if ":" in name else ":".join(name.rsplit(".", 1)))
+    if fallback and _class_in(fallback, name) is not None:
+        return _read(name, f"{fallback}:{name}")
+    names = [*table]
+    raise BenchError(f"unknown {kind}{nearest(name, names)}; known: {', '.join(names)}, pkg.mod:Class, file.py:Class.")
+
+
+def load(target: str) -> Any:
+    """Import the class behind `Found.target`.
+
+    Raises:
+        BenchError: Its module cannot be imported or has no such name.
+    """
+    where, _, cls = target.rpartition(":")
+    try:
+        if where.endswith(".py"):
+            # one module per path: a class keeps its identity between cells of one worker
+            name = "bench_user_" + hashlib.sha256(where.encode()).hexdigest()[:12]
+            spec = importlib.util.spec_from_file_location(name, where)
+            if spec is None or spec.loader is None:
+                raise BenchError(f"{where} cannot be loaded as Python.")
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(where)
+        return getattr(module, cls)
+    except AttributeError:
+        raise BenchError(f"{where} has no class {cls!r}.") from None
+    except (ImportError, SyntaxError) as error:
+        raise BenchError(f"{where} cannot be imported: {error}.") from error
+
+
+def summary(target: str) -> str:
+    """First line of a class's docstring, read from its source."""
+    where, _, cls = target.rpartition(":")
+    place = _class_in(where, cls)
+    text = ast.get_docstring(place.node) if place else None
+    return text.splitlines()[0] if text else ""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A class statement and the module it stands in."""
+
+    module: str
+    path: Path
+    tree: ast.Module
+    node: ast.ClassDef
+
+
+@cache
+def _read(name: str, target: str) -> Found:
+    where, _, cls = target.rpartition(":")
+    place = _class_in(where, cls)
+    if place is None:
+        if _source(where) is None:
+            raise BenchError(f"{name}: no module {where!r} is installed.")
+        raise BenchError(f"{name}: {where} has no class {cls!r}.")
+    init = _method(place, "__init__")
+    params, any_keyword = _params(init) if init else ((), False)
+    forward = _method(place, "forward")
+    needs: tuple[tuple[str, bool], ...] = ()
+    if forward:
+        pairs = zip(forward.args.kwonlyargs, forward.args.kw_defaults, strict=True)
+        needs = tuple((a.arg, d is None) for a, d in pairs)
+    version = next((v for v in (_constant(s, "version") for s in place.node.body) if isinstance(v, int)), 0)
+    return Found(name, target, params, any_keyword, needs, version, _digest(place))
+
+
+def _source(module: str) -> Path | None:
+    """The file of a module, found without importing anything."""
+    if module.endswith(".py"):
+        return Path(module) if Path(module).is_file() else None
+    top, *rest = module.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    if not rest:
+        return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+    for folder in spec.submodule_search_locations or ():
+        path = Path(folder).joinpath(*rest)
+        for candidate in (path.with_name(path.name + ".py"), path / "__init__.py"):
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    except SyntaxError as error:
+        raise BenchError(f"{path}:{error.lineno}: not valid Python: {error.msg}.") from None
+
+
+@cache
+def _class_in(module: str, name: str, depth: int = 0) -> _Place | None:
+    """Follow `from x import y`, aliases and star imports from a module to the class statement."""
+    path = _source(module)
+    if path is None or depth > 6:
+        return None
+    tree = _tree(path)
+    stars: list[str] = []
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return _Place(module, path, tree, node)
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name):
+            if any(isinstance(t, ast.Name) and t.id == name for t in node.targets) and node.value.id != name:
+                return _class_in(module, node.value.id, depth + 1)
+        elif isinstance(node, ast.ImportFrom):
+            origin = _absolute(node, module, path)
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return _class_in(origin, alias.name, depth + 1)
+                if alias.name == "*":
+                    stars.append(origin)
+    return next((hit for hit in (_class_in(s, name, depth + 1) for s in stars) if hit), None)
+
+
+def _absolute(node: ast.ImportFrom, module: str, path: Path) -> str:
+    if not node.level:
+        return node.module or ""
+    parts = module.split(".")
+    up = node.level - (1 if path.name == "__init__.py" else 0)
+    return ".".join([*parts[: len(parts) - up], *([node.module] if node.module else [])])
+
+
+def _method(place: _Place, name: str, depth: int = 0) -> _Function | None:
+    """A method of the class or of its bases, as far as their source can be followed."""
+    for node in place.node.body:
+        if isinstance(node, _Function) and node.name == name:
+            return node
+    if depth > 6:
+        return None
+    for base in place.node.bases:
+        label = base.id if isinstance(base, ast.Name) else ""
+        parent = _class_in(place.module, label) if label and label != "Module" else None
+        found = _method(parent, name, depth + 1) if parent else None
+        if found:
+            return found
+    return None
+
+
+def _params(node: _Function) -> tuple[tuple[Param, ...], bool]:
+    spec = node.args
+    plain = [*spec.posonlyargs, *spec.args][1:]
+    optional = len(spec.defaults)
+    out = [Param(a.arg, i < len(plain) - optional, _text(a.annotation)) for i, a in enumerate(plain)]
+    out += [
+        Param(a.arg, default is None, _text(a.annotation))
+        for a, default in zip(spec.kwonlyargs, spec.kw_defaults, strict=True)
+    ]
+    return tuple(out), spec.kwarg is not None
+
+
+def _text(node: ast.expr | None) -> str:
+    return ast.unparse(node) if node else ""
+
+
+def _constant(node: ast.stmt, name: str) -> Any:
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    if any(isinstance(t, ast.Name) and t.id == name for t in targets):
+        value = node.value  # type: ignore[attr-defined]
+        return value.value if isinstance(value, ast.Constant) else None
+    return None
+
+
+def _digest(place: _Place) -> str:
+    """Of the class and of all it names in its own file or in this package, without comments and docstrings."""
+    ours = place.path.is_relative_to(_PACKAGE)
+    if not ours and "site-packages" in place.path.parts:
+        return hashlib.sha256(place.path.read_bytes()).hexdigest()
+    seen: dict[tuple[Path, str], str] = {}
+    _collect(place.path, place.module, place.node.name, seen)
+    text = "\n".join(seen[key] for key in sorted(seen))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _collect(path: Path, module: str, name: str, seen: dict[tuple[Path, str], str]) -> None:
+    if (path, name) in seen:
+        return
+    for node in _tree(path).body:
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    origin = _absolute(node, module, path)
+                    source = _source(origin) if origin.startswith("harness.") else None
+                    if source:
+                        _collect(source, origin, alias.name, seen)
+            continue
+        defined = getattr(node, "name", None)
+        if defined != name and not _assigns(node, name):
+            continue
+        seen[(path, name)] = ast.unparse(_without_docstrings(node))
+        for part in ast.walk(node):
+            if isinstance(part, ast.Name):
+                _collect(path, module, part.id, seen)
+
+
+def _assigns(node: ast.stmt, name: str) -> bool:
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return any(isinstance(t, ast.Name) and t.id == name for t in targets)
+
+
+def _without_docstrings(node: ast.stmt) -> ast.stmt:
+    copy = ast.parse(ast.unparse(node)).body[0]
+    for part in ast.walk(copy):
+        body = getattr(part, "body", None)
+        is_scope = isinstance(part, (ast.ClassDef, *_Function.__args__))
+        if is_scope and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            part.body = body[1:] or [ast.Pass()]  # type: ignore[attr-defined]
+    return copy

@@ -1,0 +1,250 @@
+"""From records to the report: tables of cells, cases and curves, and the qualitative panels. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import __version__
+from harness.cell import Place
+from harness.data.layouts import reader_of
+from harness.errors import BenchError
+from harness.plan import Entry
+from harness.records import write_atomic
+from harness.suite import Suite
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from harness.report import Panel
+
+_STAMP = "report.json"
+
+
+def report_suite(
+    suite: Suite, entries: Sequence[Entry], place: Place, reports: Path, force: bool = False
+) -> tuple[Path, bool]:
+    """Write the report of a suite unless the one that is there rests on the same records.
+
+    Returns:
+        The page, and whether it was written anew.
+    """
+    out = reports / suite.name
+    stamp = _inputs(suite, entries)
+    page = out / "index.html"
+    try:
+        known = json.loads((out / _STAMP).read_text(encoding="utf-8"))["inputs"]
+    except (OSError, ValueError, KeyError):
+        known = ""
+    if page.is_file() and known == stamp and not force:
+        return page, False
+    from harness.report import write_report
+
+    cells, cases, curves = frames(entries)
+    shown, notes = panels(suite, entries, place) if "qualitative" in suite.spec.report.layout else ([], [])
+    page = write_report(
+        suite.name,
+        suite.spec.description.strip(),
+        cells,
+        cases,
+        curves,
+        out,
+        layout=suite.spec.report.layout,
+        about=_about(suite, entries, notes),
+        panels=shown,
+    )
+    write_atomic(out / _STAMP, lambda stream: stream.write(json.dumps({"inputs": stamp}).encode() + b"\n"))
+    return page, True
+
+
+def frames(entries: Sequence[Entry]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Cells, case rows and curves as tables; labels are those of the suite, whoever ran the cell first."""
+    import pandas as pd
+
+    cells: list[dict[str, Any]] = []
+    cases: list[pd.DataFrame] = []
+    curves: list[pd.DataFrame] = []
+    for entry in entries:
+        about = _labels(entry)
+        cells.append(about | _cell_row(entry))
+        if entry.folder is None:
+            continue
+        if entry.state in ("ok", "stale") and (path := entry.folder / "cases.csv").is_file():
+            frame = pd.read_csv(
+                path,
+                dtype={"patient": str, "case": str, "class": str},
+                keep_default_na=False,
+                na_values={"value": [""]},
+            )
+            cases.append(frame.assign(**about, train_id=entry.cell.train_id))
+        if (path := entry.folder.parent / "curve.csv").is_file():
+            frame = pd.read_csv(path).rename(columns={"loss": "loss_value"})
+            curves.append(frame.assign(**about, train_id=entry.cell.train_id))
+    return (
+        pd.DataFrame(cells),
+        pd.concat(cases, ignore_index=True) if cases else pd.DataFrame(),
+        pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(),
+    )
+
+
+def _labels(entry: Entry) -> dict[str, Any]:
+    cell = entry.cell
+    return {
+        "dataset": cell.dataset,
+        "split": cell.data["split"],
+        "fold": cell.data["fold"],
+        "model": cell.model_label,
+        "loss": cell.loss_label,
+        "seed": cell.seed,
+    }
+
+
+def _cell_row(entry: Entry) -> dict[str, Any]:
+    record = entry.record
+    cost = record.cost if record else {}
+    environment = record.environment if record else {}
+    optimizer = next(iter(entry.cell.train["optimizer"].values()))
+    return {
+        "status": entry.state,
+        "message": (record.message if record else "") or entry.problem,
+        "train_id": entry.cell.train_id,
+        "eval_id": entry.cell.eval_id,
+        "init": record.fingerprints.get("init", "") if record else "",
+        "batches": record.fingerprints.get("batches", "") if record else "",
+        "weights": record.weights if record else "",
+        **{k: cost.get(k) for k in ("train_s", "eval_s", "step_ms", "peak_rss_mb", "parameters", "steps")},
+        "device": environment.get("device", ""),
+        "torch": environment.get("torch", ""),
+        "lr": optimizer["lr"],
+    }
+
+
+def panels(suite: Suite, entries: Sequence[Entry], place: Place) -> tuple[list[Panel], list[str]]:
+    """Qualitative panels of each data set, chosen by rule: the cases of median and of lowest mean Dice.
+
+    The mean is over losses, classes and seeds of the first model; the first seed's predictions are shown, on the slice
+    with the most labelled voxels. Image voxels are shown only where the manifest allows it.
+
+    Returns:
+        The panels, and a note for each data set that has none.
+    """
+    found: list[Panel] = []
+    notes: list[str] = []
+    for manifest in suite.manifests.values():
+        ours = [e for e in entries if e.cell.dataset == manifest.name and e.state == "ok" and e.folder]
+        if not ours:
+            continue
+        first = ours[0].cell
+        same = (first.model_label, first.seed, first.data["fold"], first.data["view"])
+        shown = [e for e in ours if (e.cell.model_label, e.cell.seed, e.cell.data["fold"], e.cell.data["view"]) == same]
+        try:
+            for case, why in _chosen(ours, first.model_label, first.data["test"]):
+                found.append(_panel(manifest, shown, case, why, place))
+        except (BenchError, FileNotFoundError) as error:
+            notes.append(
+                f"No qualitative panels of {manifest.name}: its masks or its labels are not at hand ({error})."
+            )
+    return found, notes
+
+
+def _chosen(entries: Sequence[Entry], model: str, tests: list[str]) -> list[tuple[str, str]]:
+    _, cases, _ = frames([e for e in entries if e.cell.model_label == model])
+    dice = cases[(cases["metric"] == "dice") & (cases["status"] != "both_empty") & cases["case"].isin(tests)]
+    means = dice.groupby("case")["value"].mean().sort_values(kind="stable")
+    picks = [(str(means.index[len(means) // 2]), "median Dice"), (str(means.index[0]), "lowest Dice")]
+    return picks[: 1 if len(means) == 1 else 2]
+
+
+def _panel(manifest: Any, entries: Sequence[Entry], case: str, why: str, place: Place) -> Panel:
+    import numpy as np
+    import SimpleITK as sitk
+
+    from harness.report import Panel
+
+    volume = reader_of(manifest, place.root).read(case)
+    view = entries[0].cell.data["view"]
+    axis = view["slices"]["axis"] if "slices" in view else 0
+    planes = np.moveaxis(volume.label, axis, 0)
+    index = int(np.argmax(((planes > 0) & (planes < 255)).sum(axis=(1, 2))))
+    predictions = {}
+    for entry in entries:
+        assert entry.folder is not None
+        path = entry.folder / "masks" / f"{case}.nii.gz"
+        if not path.is_file():
+            raise FileNotFoundError(path.name)
+        predictions[entry.cell.loss_label] = np.moveaxis(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), axis, 0)[
+            index
+        ]
+    image = np.moveaxis(volume.image[0], axis, 0)[index] if manifest.spec.figures == "images" else None
+    if image is not None and manifest.spec.intensity.window is not None:
+        image = np.clip(image, *manifest.spec.intensity.window)
+    return Panel(
+        case=f"{case}, slice {index}, {why}",
+        dataset=manifest.name,
+        model=entries[0].cell.model_label,
+        image=image,
+        truth=planes[index],
+        predictions=predictions,
+        classes={index: name for name, index in manifest.classes.items()},
+    )
+
+
+def _about(suite: Suite, entries: Sequence[Entry], notes: list[str]) -> dict[str, Any]:
+    spec = suite.spec
+    quick = " --quick" if suite.quick else ""
+    name, args = next(iter(spec.train.optimizer.items()))
+    environments = {
+        json.dumps(e.record.environment, sort_keys=True) for e in entries if e.record and e.record.environment
+    }
+    return {
+        "suite": suite.text,
+        "commands": [f"bench run {suite.path.name}{quick}", f"bench report {suite.path.name}{quick}"],
+        "notes": [*spec.report.notes, *notes],
+        "learning rates": f"{name} at {args['lr']:g} for every loss, schedule {spec.train.schedule}.",
+        "environment": [json.loads(e) for e in sorted(environments)],
+        "data": [
+            {
+                "dataset": m.name,
+                "title": m.spec.title,
+                "licence": m.spec.licence,
+                "attribution": m.spec.attribution,
+                "obtain": " ".join(m.spec.obtain.split()),
+                "figures": m.spec.figures,
+            }
+            for m in suite.manifests.values()
+        ],
+    }
+
+
+def _inputs(suite: Suite, entries: Sequence[Entry]) -> str:
+    """Digest of what the report rests on."""
+    total = hashlib.sha256(f"{__version__}\n{suite.name}\n{suite.text}".encode())
+    for entry in entries:
+        total.update(f"{entry.cell.eval_id} {entry.state} {entry.folder}\n".encode())
+        if entry.folder is not None:
+            total.update((entry.folder / "record.json").read_bytes())
+    return total.hexdigest()
+
+
+def export_records(entries: Sequence[Entry], target: Path) -> int:
+    """Copy the small files of finished cells to a folder meant for git; returns how many cells.
+
+    Weights, masks, logs and checkpoints stay behind.
+    """
+    count = 0
+    for entry in entries:
+        if entry.folder is None or entry.state not in ("ok", "diverged", "skip"):
+            continue
+        source, goal = entry.folder.parent, target / entry.cell.train_id
+        (goal / entry.cell.eval_id).mkdir(parents=True, exist_ok=True)
+        pairs = [(source / n, goal / n) for n in ("train.json", "curve.csv")]
+        pairs += [(entry.folder / n, goal / entry.cell.eval_id / n) for n in ("cases.csv", "record.json")]
+        for path, copy in pairs:
+            if path.is_file() and path.resolve() != copy.resolve():
+                content = path.read_bytes()
+                write_atomic(copy, lambda stream, content=content: stream.write(content))  # type: ignore[misc]
+        count += 1
+    return count

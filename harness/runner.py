@@ -1,0 +1,301 @@
+"""From a plan to records: a pool of persistent worker processes that share nothing but the results folder.
+
+A worker's death takes one cell. The truth is the records alone: the same command does what is missing and nothing else.
+No torch in this process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing as mp
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from harness.cell import Cell, Place
+from harness.data.layouts import reader_of
+from harness.data.manifest import load_manifest
+from harness.errors import BenchError
+from harness.plan import Entry
+from harness.progress import RunProgress
+from harness.records import RunRecord
+
+
+@dataclass
+class Worker:
+    """A worker process and what it is doing."""
+
+    process: Any
+    connection: Connection
+    cell: Cell | None = None
+    deadline: float | None = None
+
+
+@dataclass
+class Pool:
+    """Worker processes, one cell each at a time."""
+
+    place: Place
+    slots: dict[int, Worker] = field(default_factory=dict)
+
+    def start(self, slot: int) -> Worker:
+        """Start a worker in a slot, replacing a dead one."""
+        context = mp.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, self.place), daemon=True, name=f"bench-{slot}")
+        with _one_thread():
+            process.start()
+        theirs.close()
+        self.slots[slot] = Worker(process, ours)
+        return self.slots[slot]
+
+    def end(self, grace: float) -> None:
+        """Tell all workers to finish; those that do not within `grace` seconds are killed."""
+        for worker in self.slots.values():
+            if worker.process.is_alive():
+                if worker.cell is not None:
+                    worker.process.terminate()  # SIGTERM: writes a checkpoint and stops
+                else:
+                    _send(worker, ("stop", None))
+        until = time.monotonic() + grace
+        for worker in self.slots.values():
+            worker.process.join(max(0.0, until - time.monotonic()))
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+
+
+def _serve(connection: Connection, place: Place) -> None:
+    """What a worker process starts with; torch is imported there and not here."""
+    from harness.worker import worker_main
+
+    worker_main(connection, place)
+
+
+def check_data(cells: list[Cell], root: Path | None) -> None:
+    """Find out before any work whether the data is there.
+
+    Raises:
+        BenchError: It says which files are missing, where they must lie and how to obtain the data set.
+    """
+    wanted: dict[str, set[str]] = {}
+    for cell in cells:
+        if not cell.skip:
+            names = wanted.setdefault(cell.manifest_path, set())
+            names.update(cell.data["train"], cell.data["val"], cell.data["test"])
+    for path, cases in wanted.items():
+        manifest = load_manifest(path, Path(path).parent)
+        absent = reader_of(manifest, root).missing(sorted(cases))
+        if absent:
+            more = f" and {len(absent) - 1} more files" if len(absent) > 1 else ""
+            raise BenchError(
+                f"{manifest.name}: {absent[0]} is not there{more}. {' '.join(manifest.spec.obtain.split())} "
+                f"Then name its folder with --data or BENCH_DATA."
+            )
+
+
+def run_cells(
+    entries: list[Entry], place: Place, workers: int, console: Console, fail_fast: bool = False
+) -> list[RunRecord]:
+    """Run cells on local worker processes.
+
+    Args:
+        entries: Cells to run, in the order in which they start.
+        place: Results folder, data root, device.
+        workers: Processes; each runs one thread on a CPU.
+        console: For progress.
+        fail_fast: Start nothing more after the first cell that failed.
+
+    Returns:
+        The records of all cells that were started.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C, when all checkpoints are written.
+    """
+    cells = [e.cell for e in entries]
+    workers = max(1, min(workers, len(cells)))
+    pool = Pool(place)
+    records: list[RunRecord] = []
+    clean = False
+    try:
+        faults = _prepare_all(cells, pool, workers, console)
+        with RunProgress(len(cells), workers, console) as progress:
+            for record in _dispatch(cells, pool, workers, progress, faults):
+                records.append(record)
+                if fail_fast and record.status in ("error", "oom", "timeout", "diverged"):
+                    break
+        clean = True
+    finally:
+        pool.end(grace=30.0 if not clean or fail_fast else 10.0)
+    return records
+
+
+def _prepare_all(cells: list[Cell], pool: Pool, workers: int, console: Console) -> dict[tuple[str, str], str]:
+    """Preprocess every case once, in parallel; returns the faults by (manifest, case)."""
+    jobs: dict[tuple[str, str, str], tuple[str, str, dict[str, Any]]] = {}
+    for cell in cells:
+        for case in [] if cell.skip else [*cell.data["train"], *cell.data["val"], *cell.data["test"]]:
+            jobs.setdefault(
+                (cell.manifest_path, case, repr(cell.data["view"])), (cell.manifest_path, case, cell.data["view"])
+            )
+    faults: dict[tuple[str, str], str] = {}
+    queue = deque(jobs.values())
+    running: dict[int, tuple[str, str, dict[str, Any]]] = {}
+    began = time.monotonic()
+    for slot in range(workers):
+        pool.start(slot)
+    with console.status(f"preparing {len(jobs)} cases") if console.is_terminal else contextlib.nullcontext():
+        while queue or running:
+            for slot in range(workers):
+                if queue and slot not in running:
+                    running[slot] = queue.popleft()
+                    _send(pool.slots[slot], ("prepare", running[slot]))
+            for slot, message in _messages(pool, 0.5):
+                path, case, _ = running.pop(slot)
+                if message is None:
+                    faults[(path, case)] = (
+                        f"case {case}: the process that prepared it died ({_cause(pool.slots[slot])})"
+                    )
+                    pool.start(slot)
+                elif message[1] is not None:
+                    faults[(path, case)] = message[1]
+    if time.monotonic() - began > 5:
+        console.print(f"prepared {len(jobs)} cases in {time.monotonic() - began:.0f} s", highlight=False)
+    return faults
+
+
+def _dispatch(
+    cells: list[Cell], pool: Pool, workers: int, progress: RunProgress, faults: dict[tuple[str, str], str]
+) -> Iterator[RunRecord]:
+    queue = deque(enumerate(cells))
+    busy: set[int] = set()
+    while queue or busy:
+        for slot in range(workers):
+            while queue and slot not in busy:
+                _, cell = queue.popleft()
+                fault = _fault_of(cell, faults)
+                if fault:
+                    yield _finish(cell, slot, _failed(cell, pool.place, "error", fault), progress)
+                    continue
+                _begin(pool, slot, cell, progress)
+                busy.add(slot)
+        for slot, record in _collect(pool, progress):
+            busy.discard(slot)
+            yield record
+
+
+def _begin(pool: Pool, slot: int, cell: Cell, progress: RunProgress) -> None:
+    worker = pool.slots[slot]
+    if not worker.process.is_alive():
+        worker = pool.start(slot)
+    worker.cell = cell
+    worker.deadline = time.monotonic() + cell.timeout if cell.timeout else None
+    progress.started(slot, cell.title)
+    _send(worker, ("cell", cell))
+
+
+def _collect(pool: Pool, progress: RunProgress) -> Iterator[tuple[int, RunRecord]]:
+    for slot, message in _messages(pool, 0.2):
+        worker = pool.slots[slot]
+        if worker.cell is None:
+            continue
+        if message is None:
+            reason = f"its worker process died ({_cause(worker)})"
+            yield slot, _ended(pool, slot, "error", reason, progress)
+            pool.start(slot)
+        elif message[0] == "progress":
+            progress.moved(slot, *message[1])
+        else:
+            cell, worker.cell = worker.cell, None
+            yield slot, _finish(cell, slot, message[1], progress)
+    for slot, worker in list(pool.slots.items()):
+        if worker.cell is not None and worker.deadline is not None and time.monotonic() > worker.deadline:
+            worker.process.kill()
+            worker.process.join()
+            reason = f"not finished after {worker.cell.timeout:g} s"
+            yield slot, _ended(pool, slot, "timeout", reason, progress)
+            pool.start(slot)
+
+
+def _ended(pool: Pool, slot: int, status: str, reason: str, progress: RunProgress) -> RunRecord:
+    cell = pool.slots[slot].cell
+    assert cell is not None
+    return _finish(cell, slot, _failed(cell, pool.place, status, reason), progress)
+
+
+def _finish(cell: Cell, slot: int, record: RunRecord, progress: RunProgress) -> RunRecord:
+    progress.finished(slot, cell.title, record)
+    return record
+
+
+def _failed(cell: Cell, place: Place, status: str, message: str) -> RunRecord:
+    """The record of a cell that could not write its own."""
+    sources = {"loss": cell.loss_digest, "model": cell.model_source.digest}
+    record = RunRecord(cell.train_id, cell.eval_id, status, message, cell.described(), sources=sources)
+    with contextlib.suppress(OSError):  # the message still reaches the user, and the same command runs the cell again
+        cell.eval_folder(place.out).mkdir(parents=True, exist_ok=True)
+        record.write(cell.eval_folder(place.out) / "record.json")
+    return record
+
+
+def _fault_of(cell: Cell, faults: dict[tuple[str, str], str]) -> str | None:
+    for case in [*cell.data["train"], *cell.data["val"], *cell.data["test"]]:
+        fault = faults.get((cell.manifest_path, case))
+        if fault and not cell.skip:
+            return fault
+    return None
+
+
+def _messages(pool: Pool, seconds: float) -> Iterator[tuple[int, Any]]:
+    """Messages of workers; None for a worker that is gone."""
+    by_connection = {w.connection: slot for slot, w in pool.slots.items()}
+    for ready in wait(list(by_connection), seconds):
+        slot = by_connection[ready]  # type: ignore[index]
+        try:
+            yield slot, pool.slots[slot].connection.recv()
+        except (EOFError, ConnectionResetError, OSError):
+            pool.slots[slot].process.join(5)
+            yield slot, None
+
+
+def _send(worker: Worker, message: tuple[str, Any]) -> None:
+    with contextlib.suppress(OSError):  # a dead worker shows as the end of its connection, where its cell is counted
+        worker.connection.send(message)
+
+
+def _cause(worker: Worker) -> str:
+    code = worker.process.exitcode
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    hint = ", often the system's answer to too little memory" if code == -9 else ""
+    return f"signal {-code}{hint}"
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Children inherit one thread for every numerical library; it must be set before they import it."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+_THREADS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+)

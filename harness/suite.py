@@ -1,0 +1,359 @@
+"""Suite files: schema, validation, and the expansion of the grid loss × model × data set × fold × seed into cells.
+
+No torch here: `bench plan` and a finished `bench run` answer at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from harness.cell import Cell, SourceInfo
+from harness.data.manifest import Manifest, load_manifest, packed
+from harness.errors import BenchError
+from harness.grid import Choice, LossChoice, expand_arguments, expand_losses, label_of
+from harness.losses.needs import MODEL_NEEDS
+from harness.metrics import METRICS
+from harness.models import BARE_MODULE, MODELS, PROVIDED
+from harness.resolve import locate
+from harness.yamlfile import Strict, YamlFile, nearest, read_yaml
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Slices(Strict):
+    """2D: every slice along `axis` of the volume is one sample."""
+
+    size: tuple[Positive, Positive]
+    fit: Literal["pad", "resize"] = "pad"
+    axis: Literal[0, 1, 2] = 0
+
+
+class Patches(Strict):
+    """3D: random patches, a share of them centred on the foreground; sliding window at inference."""
+
+    size: tuple[Positive, Positive, Positive]
+    foreground: float = Field(default=0.33, ge=0, le=1)
+
+
+class DataEntry(Strict):
+    """One data set of the grid."""
+
+    manifest: str
+    split: str
+    folds: Literal["all"] | list[Annotated[int, Field(ge=0)]] | None = None
+    slices: Slices | None = None
+    patches: Patches | None = None
+
+    @model_validator(mode="after")
+    def _view(self) -> DataEntry:
+        if (self.slices is None) == (self.patches is None):
+            raise ValueError("give either `slices: {size: [h, w]}` (2D) or `patches: {size: [d, h, w]}` (3D)")
+        return self
+
+
+class Augment(Strict):
+    """Random transforms of a training batch; ranges are uniform, drawn per sample."""
+
+    rotate: float = Field(default=0.0, ge=0, le=180)  # degrees, ±
+    scale: float = Field(default=0.0, ge=0, lt=1)  # zoom by 1 ± this
+    shift: float = Field(default=0.0, ge=0, lt=1)  # translation by ± this share of the size
+    flip: bool = False  # each spatial axis with probability one half
+    noise: float = Field(default=0.0, ge=0)  # SD of added Gaussian noise, in units of the input
+    intensity: float = Field(default=0.0, ge=0, lt=1)  # gain by 1 ± this
+
+
+class Train(Strict):
+    """How every cell is trained."""
+
+    epochs: Positive
+    batch: Positive
+    steps: Positive | None = None  # per epoch; by default as many as visit every sample once
+    optimizer: dict[Literal["sgd", "adam", "adamw"], dict[str, float | bool]]
+    schedule: Literal["constant", "poly", "cosine", "plateau"] = "poly"
+    precision: Literal["float32", "bf16"] = "float32"
+    clip: float | None = Field(default=None, gt=0)  # of the gradient's norm
+    augment: Augment = Augment()
+    cases: Literal["all"] | Positive = "all"
+    init: None = None
+
+    @field_validator("optimizer")
+    @classmethod
+    def _one(cls, value: dict[str, dict[str, float | bool]]) -> dict[str, dict[str, float | bool]]:
+        allowed = {
+            "sgd": {"lr", "momentum", "weight_decay", "nesterov"},
+            "adam": {"lr", "weight_decay"},
+            "adamw": {"lr", "weight_decay"},
+        }
+        if len(value) != 1:
+            raise ValueError("expected one of {sgd: {...}}, {adam: {...}}, {adamw: {...}}")
+        name, args = next(iter(value.items()))
+        for key in args:
+            if key not in allowed[name]:
+                known = ", ".join(sorted(allowed[name]))
+                raise ValueError(f"{name} has no argument {key!r}{nearest(key, allowed[name])}; it has: {known}")
+        if not isinstance(args.get("lr"), (int, float)) or args["lr"] <= 0:
+            raise ValueError(f"{name} needs a learning rate `lr` above 0")
+        return value
+
+
+class Rank(Strict):
+    """What the report orders by."""
+
+    by: list[str] = Field(default_factory=lambda: ["dice"], min_length=1)
+    baseline: str | None = None
+
+
+class Report(Strict):
+    """Which tables and figures."""
+
+    layout: tuple[Literal["survey_table", "curves", "qualitative"], ...] = ("survey_table", "curves", "qualitative")
+    notes: list[str] = Field(default_factory=list)
+
+
+class Quick(Strict):
+    """What `--quick` overrides; it runs on the phantom."""
+
+    epochs: Positive = 2
+    steps: Positive | None = None
+    cases: Positive = 4
+    size: Positive = 64
+
+
+class SuiteFile(Strict):
+    """The schema of `suites/*.yaml`."""
+
+    suite: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    description: str = ""
+    data: DataEntry | list[DataEntry]
+    models: list[str | dict[str, Any]] = Field(min_length=1)
+    losses: list[str | dict[str, Any]] = Field(min_length=1)
+    with_: dict[str, Any] | None = Field(default=None, alias="with")
+    seeds: Positive | list[Annotated[int, Field(ge=0)]] = 1
+    train: Train
+    labels: Literal["clean"] = "clean"
+    select: str = "last"
+    tune: None = None
+    metrics: list[str] = Field(default_factory=lambda: ["dice", "hd95", "asd"], min_length=1)
+    rank: Rank = Rank()
+    report: Report = Report()
+    quick: Quick = Quick()
+    timeout: float | None = Field(default=None, gt=0)
+
+    @field_validator("select")
+    @classmethod
+    def _select(cls, value: str) -> str:
+        if value == "last" or re.fullmatch(r"best:[a-z0-9_]+@val", value):
+            return value
+        if value.endswith("@test"):
+            raise ValueError("a network is never selected on the test set; use last or best:METRIC@val")
+        raise ValueError("expected last or best:METRIC@val")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A validated suite with its cells in the order of the report."""
+
+    path: Path
+    spec: SuiteFile
+    quick: bool
+    manifests: dict[str, Manifest]
+    cells: tuple[Cell, ...]
+    text: str
+
+    @property
+    def name(self) -> str:
+        """Name of the suite, and of its folder of results."""
+        return self.spec.suite + ("-quick" if self.quick else "")
+
+
+def load_suite(path: str | Path, quick: bool = False) -> Suite:
+    """Read, validate and expand a suite file.
+
+    Args:
+        path: A file, or the name of a suite that ships with the package.
+        quick: Apply the suite's `quick:` overrides, on the phantom.
+
+    Raises:
+        BenchError: One sentence with file, line, key, what was found and what was expected.
+    """
+    found = Path(path)
+    if not found.is_file() and (packed("suites") / f"{found.name.removesuffix('.yaml')}.yaml").is_file():
+        found = packed("suites") / f"{found.name.removesuffix('.yaml')}.yaml"
+    file = read_yaml(found)
+    spec = file.parse(SuiteFile)
+    entries = spec.data if isinstance(spec.data, list) else [spec.data]
+    manifests: dict[str, Manifest] = {}
+    cells: list[Cell] = []
+    for i, entry in enumerate(entries):
+        where = ("data", i) if isinstance(spec.data, list) else ("data",)
+        manifest = _manifest("phantom" if quick else entry.manifest, file, where)
+        manifests[manifest.name] = manifest
+        cells += _cells_of(spec, file, entry, where, manifest, quick)
+    _check_unique(cells, file)
+    _check_metrics(spec, file, {c.loss_label for c in cells})
+    return Suite(found, spec, quick, manifests, tuple(cells), found.read_text(encoding="utf-8"))
+
+
+def _manifest(name: str, file: YamlFile, where: tuple[Any, ...]) -> Manifest:
+    try:
+        return load_manifest(name, file.path.parent)
+    except BenchError as error:
+        if str(error).startswith("no data manifest"):
+            raise file.error((*where, "manifest"), str(error)) from None
+        raise
+
+
+def _cells_of(
+    spec: SuiteFile, file: YamlFile, entry: DataEntry, where: tuple[Any, ...], manifest: Manifest, quick: bool
+) -> Iterator[Cell]:
+    split = "default" if quick else entry.split
+    try:
+        folds = _folds(entry, manifest, split, quick)
+    except BenchError as error:
+        raise file.error((*where, "split"), str(error)) from None
+    for fold in folds:
+        if spec.select != "last" and not manifest.parts(split, fold).val:
+            raise file.error(("select",), f"{spec.select!r} needs validation cases, and split {split!r} has none.")
+    dims = 2 if entry.slices else 3
+    losses = expand_losses(spec.losses, spec.with_, file)
+    seeds = list(range(spec.seeds)) if isinstance(spec.seeds, int) else spec.seeds
+    models = _models(spec, file)
+    for model in models:
+        for loss in losses:
+            for fold in folds:
+                for seed in seeds:
+                    label = label_of(model[0], [m for m, _ in models])
+                    yield _cell(spec, entry, manifest, split, fold, model, label, loss, seed, quick, dims)
+
+
+def _folds(entry: DataEntry, manifest: Manifest, split: str, quick: bool) -> list[int | None]:
+    chosen = manifest.split(split)
+    if quick or chosen.folds is None:
+        if entry.folds is not None and not quick:
+            raise BenchError(f"split {split!r} of {manifest.name} has no folds; leave `folds` away.")
+        return [None]
+    folds = entry.folds if isinstance(entry.folds, list) else list(range(chosen.folds))
+    for fold in folds:
+        manifest.parts(split, fold)
+    return [*folds]
+
+
+def _models(spec: SuiteFile, file: YamlFile) -> list[tuple[Choice, SourceInfo]]:
+    out: list[tuple[Choice, SourceInfo]] = []
+    for i, entry in enumerate(spec.models):
+        name, args = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
+        where = ("models", i, name) if isinstance(entry, dict) else ("models", i)
+        if isinstance(entry, dict) and len(entry) != 1:
+            raise file.error(("models", i), "expected one `name: {arguments}`.")
+        if args is not None and not isinstance(args, dict):
+            raise file.error(where, "expected `name: {argument: value}`.")
+        try:
+            found = locate(name, MODELS, "model", file.path.parent, BARE_MODULE)
+        except BenchError as error:
+            raise file.error(where, str(error)) from None
+        for choice in expand_arguments(name, args or {}, file, where):
+            wrong = found.check_arguments(choice.args, frozenset(FILLED_MODEL_ARGUMENTS))
+            if wrong:
+                key = next((k for k in choice.args if f"{k!r}" in wrong), None)
+                raise file.error((*where, key) if key else where, wrong)
+            out.append((choice, SourceInfo(found.target, found.version, found.digest)))
+    return out
+
+
+FILLED_MODEL_ARGUMENTS = ("in_channels", "out_channels", "num_classes", "spatial_dims", "img_size", "image_size")
+
+
+def _cell(
+    spec: SuiteFile,
+    entry: DataEntry,
+    manifest: Manifest,
+    split: str,
+    fold: int | None,
+    model: tuple[Choice, SourceInfo],
+    model_label: str,
+    loss: LossChoice,
+    seed: int,
+    quick: bool,
+    dims: int,
+) -> Cell:
+    parts = manifest.parts(split, fold)
+    view = (entry.slices or entry.patches or Strict()).model_dump(mode="json")
+    train = spec.train.model_dump(mode="json")
+    if quick:
+        train |= {"epochs": spec.quick.epochs, "steps": spec.quick.steps, "cases": spec.quick.cases}
+        view["size"] = [spec.quick.size] * dims if dims == 2 else [min(spec.quick.size, 16), *[spec.quick.size] * 2]
+    limit = None if train["cases"] == "all" else int(train["cases"])
+    tests = parts.test[: spec.quick.cases] if quick else parts.test
+    data = {
+        "manifest": manifest.name,
+        "digest": manifest.digest(),
+        "split": split,
+        "fold": fold,
+        "train": list(parts.train[:limit]),
+        "val": list(parts.val),
+        "test": list(tests),
+        "view": {"slices" if dims == 2 else "patches": view},
+        "labels": spec.labels,
+    }
+    choice, source = model
+    return Cell(
+        suite=spec.suite,
+        dataset=manifest.name,
+        manifest_path=str(manifest.path),
+        data=data,
+        model={"name": choice.name, "args": choice.args, "version": source.version},
+        model_label=model_label,
+        model_source=source,
+        loss=loss.spec,
+        loss_label=loss.label,
+        loss_digest=loss.digest,
+        seed=seed,
+        train=train | {"select": spec.select},
+        metrics=tuple(spec.metrics),
+        quick=quick,
+        timeout=spec.timeout,
+        skip=_skip(loss, choice),
+    )
+
+
+def _skip(loss: LossChoice, model: Choice) -> str | None:
+    """Why the pair cannot be run: the loss needs what this model does not provide."""
+    lacking = sorted(n for n in loss.needs if n in MODEL_NEEDS and n not in PROVIDED)
+    return f"{loss.label} needs {', '.join(lacking)}, which {model.name} does not provide" if lacking else None
+
+
+def _check_unique(cells: list[Cell], file: YamlFile) -> None:
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        other = seen.setdefault(cell.train_id, cell)
+        if other is not cell:
+            raise file.error(("losses",), f"{cell.title} and {other.title} are the same training; keep one.")
+
+
+def _check_metrics(spec: SuiteFile, file: YamlFile, losses: set[str]) -> None:
+    for i, name in enumerate(spec.metrics):
+        if name not in METRICS:
+            raise file.error(
+                ("metrics", i), f"unknown metric{nearest(name, METRICS)} {name!r}; known: {', '.join(METRICS)}."
+            )
+    for i, name in enumerate(spec.rank.by):
+        if name not in spec.metrics:
+            raise file.error(
+                ("rank", "by", i), f"{name!r} is not among the suite's metrics ({', '.join(spec.metrics)})."
+            )
+    if spec.rank.baseline is not None and spec.rank.baseline not in losses:
+        known = ", ".join(sorted(losses))
+        raise file.error(
+            ("rank", "baseline"),
+            f"{spec.rank.baseline!r} is not one of the suite's losses{nearest(spec.rank.baseline, losses)}: {known}.",
+        )
+    if spec.select != "last":
+        name = spec.select.removeprefix("best:").removesuffix("@val")
+        if name not in spec.metrics or METRICS[name].unit_kind == "count":
+            raise file.error(("select",), f"{name!r} is not among the suite's metrics ({', '.join(spec.metrics)}).")

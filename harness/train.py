@@ -1,0 +1,257 @@
+"""The training loop. There is one.
+
+It never waits for the device within an epoch: losses are summed where they are computed and read once an epoch.
+Every random stream is keyed by (seed, step), so a checkpoint needs no history to continue bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.cell import Cell
+from harness.data.batches import Batch, TrainSet
+from harness.errors import BenchError
+from harness.losses.calls import evaluate_loss, needs_of
+from harness.losses.needs import LABEL_NEEDS
+from harness.losses.targets import derive
+from harness.models.build import digest
+from harness.optim import Schedule, make_optimizer
+from harness.predict import in_format
+from harness.records import write_atomic
+from harness.seeds import seed_of
+
+CHECKPOINT_SECONDS = float(os.environ.get("BENCH_CHECKPOINT_SECONDS", "20"))
+
+
+class Stopped(Exception):
+    """Training was asked to stop; its checkpoint is written."""
+
+
+@dataclass
+class Progress:
+    """State of a training: everything a checkpoint keeps besides weights and optimizer."""
+
+    step: int = 0
+    seconds: float = 0.0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    best_value: float | None = None
+    best_weights: dict[str, Tensor] | None = None
+    diverged: str = ""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop calls outside of itself.
+
+    Attributes:
+        report: Called after every epoch with (steps done, steps in all, mean loss).
+        stop: Asked before every step; True ends the training with a checkpoint.
+        validate: Called after every epoch with the network in evaluation mode; metric values by name.
+    """
+
+    report: Callable[[int, int, float], None] = lambda done, total, loss: None
+    stop: Callable[[], bool] = lambda: False
+    validate: Callable[[nn.Module], dict[str, float]] | None = None
+
+
+class Trainer:
+    """One training of one cell.
+
+    Args:
+        cell: The cell.
+        model: The network, already initialised from the cell's stream `init`.
+        loss: The loss module.
+        data: Training samples on the device.
+        num_classes: Classes with background.
+        device: Where to train.
+        hooks: Reporting, stopping, validation.
+        checkpoint: File to write checkpoints to, or None for none.
+    """
+
+    def __init__(
+        self,
+        cell: Cell,
+        model: nn.Module,
+        loss: nn.Module,
+        data: TrainSet,
+        num_classes: int,
+        device: torch.device,
+        hooks: Hooks | None = None,
+        checkpoint: Path | None = None,
+    ) -> None:
+        train = cell.train
+        self.cell, self.model, self.loss, self.data = cell, model.to(device), loss.to(device), data
+        self.device, self.hooks, self.path = device, hooks or Hooks(), checkpoint
+        self.classes, self.batch, self.epochs = num_classes, int(train["batch"]), int(train["epochs"])
+        self.per_epoch = int(train["steps"] or math.ceil(data.samples / self.batch))
+        self.steps = self.epochs * self.per_epoch
+        self.autocast = train["precision"] == "bf16"
+        if "slices" in cell.data["view"]:
+            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = make_optimizer(train["optimizer"], self.model, self.loss)
+        self.schedule = Schedule(train["schedule"], self.steps)
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        required, optional = needs_of(self.loss)
+        self.needs = {*required, *optional}
+        self.label_needs = sorted(self.needs & LABEL_NEEDS)
+        self.progress = Progress()
+
+    def run(self) -> Progress:
+        """Train to the end, or until the loss stops being a finite number.
+
+        Raises:
+            Stopped: `hooks.stop` said so; the checkpoint holds everything.
+        """
+        if not self._resume():
+            self.progress.fingerprints = {"init": digest(self.model), "batches": self._fingerprint()}
+        state = self.progress
+        self._before, self._began, self._saved = state.seconds, time.monotonic(), time.monotonic()
+        self.model.train()
+        while state.step < self.steps and not state.diverged:
+            epoch = state.step // self.per_epoch
+            clock = self._clock(epoch)
+            while state.step < (epoch + 1) * self.per_epoch:
+                self._pause()
+                self._step(clock)
+            self._end_epoch(epoch)
+        if state.best_weights is not None:
+            self.model.load_state_dict(state.best_weights)
+        state.seconds = self._before + time.monotonic() - self._began
+        return state
+
+    def _step(self, clock: dict[str, Tensor]) -> None:
+        state, base = self.progress, self.cell.seed_base
+        batch = self.data.batch(state.step, self.batch, base)
+        lr = self.schedule.apply(self.optimizer, state.step)
+        # a loss or a layer that draws from the global generator moves no other cell, and no later step
+        torch.manual_seed(seed_of("dropout", base, state.step))
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+            output = self.model(in_format(batch.image))
+        logits = output.logits.float()
+        terms = evaluate_loss(self.loss, logits, batch.target, self._offered(batch, clock) | output.offered())
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(terms["loss"])
+        if self.cell.train["clip"] is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.cell.train["clip"])
+        self.optimizer.step()
+        for name, value in terms.items():
+            part = value.detach()
+            state.sums[name] = state.sums[name] + part if name in state.sums else part
+        self._lr = lr
+        state.step += 1
+
+    def _offered(self, batch: Batch, clock: dict[str, Tensor]) -> dict[str, Any]:
+        offered: dict[str, Any] = {"spacing": batch.spacing, **clock}
+        if self.label_needs:
+            offered |= derive(self.label_needs, batch.target, num_classes=self.classes, spacing=batch.spacing)
+        if "generator" in self.needs:
+            seed = seed_of("loss", self.cell.seed_base, self.progress.step)
+            offered["generator"] = torch.Generator(self.device).manual_seed(seed)
+        return offered
+
+    def _clock(self, epoch: int) -> dict[str, Tensor]:
+        values = {
+            "progress": epoch / (self.epochs - 1) if self.epochs > 1 else 0.0,
+            "epoch": float(epoch),
+            "epochs": float(self.epochs),
+        }
+        return {k: torch.tensor(v, device=self.device) for k, v in values.items()}
+
+    def _end_epoch(self, epoch: int) -> None:
+        state = self.progress
+        means = {k: float(v) / self.per_epoch for k, v in state.sums.items()}  # the one read from the device
+        state.sums = {}
+        row = {"epoch": epoch, "step": state.step, "lr": self._lr, **means}
+        if not math.isfinite(means["loss"]):
+            state.diverged = f"the training loss was not a finite number in epoch {epoch + 1} of {self.epochs}"
+        else:
+            self.schedule.epoch_end(means["loss"])
+            if callable(epoch_end := getattr(self.loss, "epoch_end", None)):
+                with torch.no_grad():
+                    epoch_end()
+            row |= self._validate()
+        state.curve.append(row)
+        self.hooks.report(state.step, self.steps, means["loss"])
+
+    def _validate(self) -> dict[str, float]:
+        if self.hooks.validate is None:
+            return {}
+        self.model.eval()
+        values = self.hooks.validate(self.model)
+        self.model.train()
+        self._keep_best(values)
+        return {f"val_{name}": value for name, value in values.items()}
+
+    def _keep_best(self, values: dict[str, float]) -> None:
+        select, state = self.cell.train["select"], self.progress
+        if select == "last":
+            return
+        from harness.metrics import METRICS
+
+        name = select.removeprefix("best:").removesuffix("@val")
+        value = values[name] if METRICS[name].higher_is_better else -values[name]
+        if state.best_value is None or value > state.best_value:
+            state.best_value = value
+            state.best_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+
+    def _fingerprint(self) -> str:
+        total = hashlib.sha256()
+        for step in range(2):
+            batch = self.data.batch(step, self.batch, self.cell.seed_base)
+            for part in (batch.image, batch.target):
+                total.update(part.cpu().contiguous().numpy().tobytes())
+        return total.hexdigest()
+
+    def _pause(self) -> None:
+        stop = self.hooks.stop()
+        now = time.monotonic()
+        if stop or now - self._saved > CHECKPOINT_SECONDS:
+            self.progress.seconds = self._before + now - self._began
+            self._save()
+            self._saved = time.monotonic()
+        if stop:
+            raise Stopped
+
+    def _save(self) -> None:
+        if self.path is None:
+            return
+        state = self.progress
+        content = {
+            "train_id": self.cell.train_id,
+            "model": self.model.state_dict(),
+            "loss": self.loss.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state(),
+            "progress": {f: getattr(state, f) for f in state.__dataclass_fields__},
+        }
+        write_atomic(self.path, lambda stream: torch.save(content, stream))
+
+    def _resume(self) -> bool:
+        if self.path is None or not self.path.is_file():
+            return False
+        try:
+            content = torch.load(self.path, map_location=self.device, weights_only=True)
+        except Exception as error:  # torch raises many kinds for a damaged file; training then starts anew
+            raise BenchError(
+                f"{self.path}: damaged checkpoint ({type(error).__name__}); remove it to start again."
+            ) from None
+        if content["train_id"] != self.cell.train_id:
+            raise BenchError(f"{self.path}: the checkpoint is of another cell; remove it to start again.")
+        self.model.load_state_dict(content["model"])
+        self.loss.load_state_dict(content["loss"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.schedule.restore(content["schedule"])
+        self.progress = Progress(**content["progress"])
+        return True

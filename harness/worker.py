@@ -1,0 +1,400 @@
+"""One cell from start to record, and the process that runs cells one after another."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import platform
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.cell import Cell, Place
+from harness.data.batches import TrainSet
+from harness.data.layouts import reader_of
+from harness.data.manifest import Manifest, load_manifest
+from harness.data.prepare import Prepared, class_counts, load_prepared, prepare
+from harness.errors import BenchError
+from harness.losses.build import build_loss
+from harness.metrics import METRICS
+from harness.models.build import build_model, digest
+from harness.predict import predict_case
+from harness.records import CASE_COLUMNS, RETRIED, RunRecord, read_record, write_atomic, write_rows
+from harness.score import mean_of, score_case
+from harness.seeds import seed_of
+from harness.train import Hooks, Stopped, Trainer
+
+Report = Callable[[int, int, float], None]
+
+
+class Cases:
+    """Prepared cases and training sets, kept between the cells of one worker."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._key: str | None = None
+        self._train: TrainSet | None = None
+        self._counts: list[int] = []
+
+    def load(self, manifest: Manifest, names: list[str], view: dict[str, Any]) -> list[Prepared]:
+        """Load cases, preprocessing what the cache lacks."""
+        reader = reader_of(manifest, self._place.root)
+        return [load_prepared(prepare(manifest, reader, name, view, self._place.cache)) for name in names]
+
+    def train_set(self, cell: Cell, manifest: Manifest) -> tuple[TrainSet, list[int]]:
+        """The training samples on the device and their class counts; the last set is kept."""
+        parts = (cell.data["digest"], cell.data["train"], cell.data["view"], cell.train["augment"])
+        key = repr((cell.manifest_path, *parts))
+        if self._train is None or key != self._key:
+            self._train = None
+            cases = self.load(manifest, cell.data["train"], cell.data["view"])
+            self._counts = class_counts(cases, len(manifest.classes) + 1)
+            device = torch.device(self._place.device)
+            self._train, self._key = TrainSet(cases, cell.data["view"], cell.train["augment"], device), key
+        return self._train, self._counts
+
+
+def run_cell(
+    cell: Cell,
+    place: Place,
+    cases: Cases | None = None,
+    report: Report = lambda done, total, loss: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> RunRecord:
+    """Train and evaluate one cell: the unit of everything.
+
+    Never raises for what a cell can do wrong: the record says it. A finished cell is returned as it is, an unfinished
+    one continues from its checkpoint.
+    """
+    folder = cell.eval_folder(place.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _claim(cell.folder(place.out)) as mine:
+        if not mine:
+            return _record(cell, "interrupted", "another process is running this cell")
+        done = folder / "record.json"
+        if done.is_file() and (record := read_record(done)).status not in RETRIED:
+            return record
+        try:
+            record = _run(cell, place, cases or Cases(place), report, stop)
+        except Stopped:
+            record = _record(cell, "interrupted", "stopped before its end; the same command continues it")
+        except BenchError as error:
+            record = _record(cell, "error", str(error))
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            record = _record(cell, "oom", f"out of memory: {_first_line(error)}")
+        except OSError as error:
+            record = _record(cell, "error", _os_sentence(error))
+            _log(cell.folder(place.out), traceback.format_exc())
+        except Exception as error:  # whatever a user's loss raises fails its cell and no other
+            # the CPU allocator has no exception class of its own
+            status = "oom" if "can't allocate memory" in str(error) else "error"
+            record = _record(cell, status, f"{type(error).__name__}: {_first_line(error)} ({_where(error)})")
+            _log(cell.folder(place.out), traceback.format_exc())
+        return _store(record, cell, place)
+
+
+def _run(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callable[[], bool]) -> RunRecord:
+    if cell.skip:
+        return _record(cell, "skip", cell.skip)
+    folder = cell.folder(place.out)
+    manifest = load_manifest(cell.manifest_path, Path(cell.manifest_path).parent)
+    device = torch.device(place.device)
+    model = _model(cell, manifest)
+    trained = folder / "train.json"
+    if trained.is_file() and (record := read_record(trained)).status == "ok" and (folder / "weights.pt").is_file():
+        model.load_state_dict(torch.load(folder / "weights.pt", map_location="cpu", weights_only=True))
+        model.to(device)
+    else:
+        record = _train(cell, place, cases, manifest, model, report, stop)
+        record.write(trained)
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
+    if record.status != "ok":
+        return replace(record, eval_id=cell.eval_id)
+    seconds = _evaluate(cell, place, cases, manifest, model)
+    return replace(record, eval_id=cell.eval_id, cost=record.cost | {"eval_s": seconds})
+
+
+def _model(cell: Cell, manifest: Manifest) -> torch.nn.Module:
+    view = next(iter(cell.data["view"].values()))
+    torch.manual_seed(seed_of("init", cell.seed_base))
+    return build_model(
+        cell.model_source.target,
+        cell.model["args"],
+        in_channels=len(manifest.spec.modalities),
+        num_classes=len(manifest.classes) + 1,
+        spatial_dims=len(view["size"]),
+        size=list(view["size"]),
+    )
+
+
+def _train(
+    cell: Cell,
+    place: Place,
+    cases: Cases,
+    manifest: Manifest,
+    model: torch.nn.Module,
+    report: Report,
+    stop: Callable[[], bool],
+) -> RunRecord:
+    folder, device = cell.folder(place.out), torch.device(place.device)
+    data, counts = cases.train_set(cell, manifest)
+    classes = len(manifest.classes) + 1
+    facts = {
+        "num_classes": classes,
+        "spatial_dims": len(next(iter(cell.data["view"].values()))["size"]),
+        "ignore_index": 255,
+        "class_counts": counts,
+        "has_ignored": manifest.spec.ignore is not None,
+    }
+    torch.manual_seed(seed_of("loss", cell.seed_base))
+    loss = build_loss(cell.loss, facts)
+    hooks = Hooks(report, stop, _validation(cell, cases, manifest, device))
+    trainer = Trainer(cell, model, loss, data, classes, device, hooks, folder / "checkpoint.pt")
+    _log(folder, f"{cell.title} on {place.device}: {trainer.steps} steps")
+    state = trainer.run()
+    columns = list(dict.fromkeys(key for row in state.curve for key in row))
+    write_rows(folder / "curve.csv", columns, state.curve)
+    if not state.diverged:
+        weights = {k: v.cpu() for k, v in model.state_dict().items()}
+        write_atomic(folder / "weights.pt", lambda stream: torch.save(weights, stream))
+    _log(folder, state.diverged or f"trained in {state.seconds:.1f} s")
+    cost = {
+        "train_s": state.seconds,
+        "step_ms": 1000 * state.seconds / max(state.step, 1),
+        "peak_rss_mb": _peak_rss(),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": state.step,
+    }
+    return replace(
+        _record(cell, "diverged" if state.diverged else "ok", state.diverged),
+        eval_id="",
+        fingerprints=state.fingerprints,
+        weights=digest(model),
+        cost=cost,
+        environment=_environment(device),
+    )
+
+
+def _validation(
+    cell: Cell, cases: Cases, manifest: Manifest, device: torch.device
+) -> Callable[[torch.nn.Module], dict[str, float]] | None:
+    if not cell.data["val"]:
+        return None
+    held = cases.load(manifest, cell.data["val"], cell.data["view"])
+    wanted = [m for m in cell.metrics if METRICS[m].unit_kind != "count"]
+    if cell.train["select"] == "last":
+        wanted = [m for m in wanted if METRICS[m].unit_kind != "distance"]  # only watched: the cheap ones
+
+    def validate(model: torch.nn.Module) -> dict[str, float]:
+        rows = [row for case in held for row in _score(cell, case, manifest, model, device)[1]]
+        found = {name: mean_of(rows, name) for name in wanted}
+        return {name: value for name, value in found.items() if value is not None}
+
+    return validate
+
+
+def _score(
+    cell: Cell, case: Prepared, manifest: Manifest, model: torch.nn.Module, device: torch.device
+) -> tuple[Any, list[dict[str, Any]]]:
+    prediction = predict_case(
+        model,
+        case,
+        cell.data["view"],
+        batch=int(cell.train["batch"]),
+        device=device,
+        precision=cell.train["precision"],
+    )
+    about = {
+        "dataset": cell.dataset,
+        "split": cell.data["split"],
+        "fold": cell.data["fold"],
+        "model": cell.model_label,
+        "loss": cell.loss_label,
+        "seed": cell.seed,
+        "patient": manifest.patient_of(case.case),
+        "case": case.case,
+    }
+    return prediction, score_case(prediction, case, manifest.classes, cell.metrics, about)
+
+
+def _evaluate(cell: Cell, place: Place, cases: Cases, manifest: Manifest, model: torch.nn.Module) -> float:
+    began = time.monotonic()
+    masks = cell.eval_folder(place.out) / "masks"
+    masks.mkdir(exist_ok=True)
+    model.eval()
+    device = torch.device(place.device)
+    rows: list[dict[str, Any]] = []
+    for name in cell.data["test"]:
+        (case,) = cases.load(manifest, [name], cell.data["view"])
+        prediction, scored = _score(cell, case, manifest, model, device)
+        rows += scored
+        _write_mask(masks / f"{name}.nii.gz", prediction, case)
+    write_rows(cell.eval_folder(place.out) / "cases.csv", CASE_COLUMNS, rows)
+    return time.monotonic() - began
+
+
+def _write_mask(path: Path, prediction: Any, case: Prepared) -> None:
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(prediction)
+    if case.spacing is not None:
+        image.SetSpacing([float(s) for s in reversed(case.spacing)])
+    image.SetOrigin(list(case.origin))
+    image.SetDirection(list(case.direction))
+    part = path.with_name(f".{path.name}")
+    try:
+        sitk.WriteImage(image, str(part), useCompression=True, compressionLevel=1)
+    except RuntimeError as error:
+        part.unlink(missing_ok=True)
+        raise OSError(errno.EIO, f"the mask cannot be written ({_last_line(error)})", str(path)) from None
+    os.replace(part, path)
+
+
+def _record(cell: Cell, status: str, message: str) -> RunRecord:
+    sources = {"loss": cell.loss_digest, "model": cell.model_source.digest}
+    return RunRecord(cell.train_id, cell.eval_id, status, message, cell.described(), sources=sources)
+
+
+def _store(record: RunRecord, cell: Cell, place: Place) -> RunRecord:
+    """Write the record last; where the disk refuses even that, the parent still learns what happened."""
+    try:
+        record.write(cell.eval_folder(place.out) / "record.json")
+    except OSError as error:
+        return replace(record, status="error", message=_os_sentence(error))
+    return record
+
+
+@contextlib.contextmanager
+def _claim(folder: Path) -> Iterator[bool]:
+    """Hold the cell while it runs; the lock goes with the process, however it ends."""
+    import fcntl
+
+    with (folder / "claim").open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def _environment(device: torch.device) -> dict[str, Any]:
+    import numpy
+    import SimpleITK as sitk
+
+    from harness import __version__
+
+    on_gpu = device.type == "cuda"
+    return {
+        "bench": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "SimpleITK": sitk.Version.VersionString(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "platform": platform.platform(terse=True),
+    }
+
+
+def _peak_rss() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
+
+
+def _log(folder: Path, text: str) -> None:
+    with contextlib.suppress(OSError), (folder / "log.txt").open("a", encoding="utf-8") as stream:
+        stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+
+def _os_sentence(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"no space left for {error.filename or 'a result'}: free some and run the same command again"
+    return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "no message")
+
+
+def _last_line(error: BaseException) -> str:
+    return next(iter(reversed(str(error).strip().splitlines())), "no message").strip()
+
+
+def _where(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "no place"
+
+
+def worker_main(connection: Connection, place: Place) -> None:
+    """Serve one parent: prepare cases and run cells until told to stop, or until the parent is gone."""
+    stopping = False
+
+    def stop(number: int, frame: Any) -> None:
+        nonlocal stopping
+        stopping = True
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    _die_with_parent()
+    _settle(place.device)
+    cases = Cases(place)
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            task, payload = connection.recv()
+            if task == "stop":
+                return
+            if task == "prepare":
+                connection.send(("prepared", _prepare(place, *payload)))
+                continue
+
+            def report(done: int, total: int, loss: float) -> None:
+                nonlocal stopping
+                try:
+                    connection.send(("progress", (done, total, loss)))
+                except OSError:  # the parent is gone: keep the checkpoint and end
+                    stopping = True
+
+            record = run_cell(payload, place, cases, report, lambda: stopping)
+            connection.send(("record", record))
+
+
+def _prepare(place: Place, manifest_path: str, case: str, view: dict[str, Any]) -> str | None:
+    """Preprocess one case; the sentence that says what is wrong with it, or None."""
+    try:
+        manifest = load_manifest(manifest_path, Path(manifest_path).parent)
+        prepare(manifest, reader_of(manifest, place.root), case, view, place.cache)
+    except BenchError as error:
+        return str(error)
+    except OSError as error:
+        return _os_sentence(error)
+    return None
+
+
+def _settle(device: str) -> None:
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # saturated networks make denormals, and those are slow
+    if device.startswith("cuda"):
+        torch.cuda.set_device(torch.device(device))
+        # operations without a deterministic form warn once and are named in the log
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+
+
+def _die_with_parent() -> None:
+    """On Linux, be told (SIGTERM) when the parent dies, even by kill -9: the checkpoint is then written."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, signal.SIGTERM)

@@ -1,0 +1,174 @@
+"""YAML files with a line number for every key, so that a mistake can name its place."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from harness.errors import BenchError
+
+KeyPath = tuple[Hashable, ...]
+M = TypeVar("M", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """Base of every schema: unknown keys are mistakes, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class YamlFile:
+    """A parsed file.
+
+    Attributes:
+        path: Where it lies; used in messages.
+        data: Plain Python data, from safe loading.
+        lines: 1-based line of every mapping key and sequence item, by its path.
+    """
+
+    path: Path
+    data: Any
+    lines: dict[KeyPath, int] = field(default_factory=dict)
+
+    def error(self, where: Sequence[Hashable], text: str) -> BenchError:
+        """A `BenchError` that starts with file, line and key."""
+        keys = tuple(where)
+        line = next((self.lines[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in self.lines), 1)
+        named = _dotted(keys)
+        return BenchError(f"{self.path}:{line}: {named + ': ' if named else ''}{text}")
+
+    def parse(self, model: type[M], data: Any | None = None, at: KeyPath = ()) -> M:
+        """Validate `data` (the whole file by default, else the part at path `at`) against a schema."""
+        try:
+            return model.model_validate(self.data if data is None else data)
+        except ValidationError as error:
+            # a misspelt key is also a missing one; the misspelling is what the user can mend
+            first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+            # pydantic adds names of union members to the path; the file's own path is what the user knows
+            where = self._known((*at, *first["loc"]))
+            raise self.error(where, _sentence(first, model, where[len(at) :])) from None
+
+    def _known(self, loc: KeyPath) -> KeyPath:
+        kept: KeyPath = ()
+        for key in loc:
+            if (*kept, key) in self.lines:
+                kept = (*kept, key)
+        last = loc[-1] if loc else None
+        return kept if kept[-1:] == (last,) or not isinstance(last, str) else (*kept, last)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe loading in which `1e-4` is a number: YAML 1.1 wants `1.0e-4` and would silently make it text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def read_yaml(path: Path) -> YamlFile:
+    """Read a file by safe loading.
+
+    Raises:
+        BenchError: It is not there, cannot be read, is not YAML, repeats a key or is no mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BenchError(f"{path}: no such file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BenchError(f"{path}: cannot be read as text: {error}.") from None
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        data = yaml.load(text, Loader=_Loader)  # a subclass of SafeLoader
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise BenchError(f"{path}:{line}: not valid YAML: {error.problem}.") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise BenchError(f"{path}: not valid YAML: {str(error).splitlines()[0]}.") from None
+    found = YamlFile(path, data)
+    if not isinstance(data, dict):
+        raise BenchError(f"{path}:1: expected a mapping of keys to values, found {_kind(data)}.")
+    _index(found, node, (), set())
+    return found
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)`, or nothing where no known name is near."""
+    hit = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {hit[0]!r}?)" if hit else ""
+
+
+def _index(file: YamlFile, node: yaml.Node | None, path: KeyPath, above: set[int]) -> None:
+    if node is None or id(node) in above:
+        return
+    above = above | {id(node)}
+    if isinstance(node, yaml.MappingNode):
+        seen: set[Hashable] = set()
+        for key_node, value_node in node.value:
+            merge = key_node.tag == "tag:yaml.org,2002:merge"
+            key: Hashable = "<<" if merge else yaml.safe_load(yaml.serialize(key_node))
+            here = (*path, key)
+            if key in seen:
+                file.lines[here] = key_node.start_mark.line + 1
+                raise file.error(here, "this key stands here a second time; keep one.")
+            seen.add(key)
+            file.lines[here] = key_node.start_mark.line + 1
+            _index(file, value_node, here, above)
+    elif isinstance(node, yaml.SequenceNode):
+        for i, item in enumerate(node.value):
+            file.lines[(*path, i)] = item.start_mark.line + 1
+            _index(file, item, (*path, i), above)
+
+
+def _dotted(keys: KeyPath) -> str:
+    text = ""
+    for key in keys:
+        text += f"[{key}]" if isinstance(key, int) else f"{'.' if text else ''}{key}"
+    return text
+
+
+def _sentence(error: Any, model: type[BaseModel], where: KeyPath) -> str:
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        key = str(error["loc"][-1])
+        known = _fields(model, where[:-1])
+        return f"unknown key{nearest(key, known)}; known: {', '.join(known)}." if known else "unknown key."
+    if kind == "missing":
+        return "this key is required and is not there."
+    text = str(error["msg"]).removeprefix("Value error, ")
+    found = error.get("input")
+    shown = repr(found) if isinstance(found, (str, int, float, bool, type(None))) else _kind(found)
+    return text + ("" if text.endswith(".") else f", found {shown}.")
+
+
+def _fields(model: type[BaseModel], path: KeyPath) -> list[str]:
+    """Field names of the (nested) model at `path`; empty where it cannot be told."""
+    current: Any = model
+    for key in path:
+        if isinstance(key, int):
+            continue
+        info = (
+            current.model_fields.get(str(key)) if isinstance(current, type) and issubclass(current, BaseModel) else None
+        )
+        if info is None:
+            return []
+        parts = [info.annotation, *getattr(info.annotation, "__args__", ())]
+        current = next((p for p in parts if isinstance(p, type) and issubclass(p, BaseModel)), None)
+    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    return {dict: "a mapping", list: "a list", str: "text", int: "a number", float: "a number"}.get(
+        type(value), type(value).__name__
+    )

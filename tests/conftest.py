@@ -1,0 +1,98 @@
+"""A small data set in the Decathlon's layout and a suite on it, made from strings."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+MANIFEST = """\
+name: {name}
+title: Toy
+licence: none
+attribution: nobody
+obtain: It is made by the tests.
+layout: {{decathlon: {{folder: {name}}}}}
+modalities: [MRI]
+labels: {{disc: 1, ring: 2}}
+intensity: {{zscore: volume}}
+cases: [c0, c1, c2, c3, c4, c5]
+splits: {{s: {{test: [c4, c5]}}}}
+"""
+
+SUITE = """\
+suite: toy
+data: {manifest: toy.yaml, split: s, slices: {size: [32, 32]}}
+models: [unet: {width: 4, depth: 3}]
+losses: [dice, ce]
+seeds: 1
+train: {epochs: 2, steps: 4, batch: 4, optimizer: {adamw: {lr: 3e-3}}, augment: {rotate: 10, noise: 0.1}}
+metrics: [dice, hd95, asd]
+"""
+
+
+@dataclass
+class Toy:
+    """A folder with a data set, a manifest and a suite, and the command line to run it."""
+
+    folder: Path
+
+    def suite(self, old: str = "", new: str = "", name: str = "toy") -> Path:
+        assert old in SUITE
+        path = self.folder / f"{name}.yaml.suite"
+        path.write_text(SUITE.replace(old, new, 1) if old else SUITE)
+        return path
+
+    def data(self, name: str = "toy") -> Path:
+        rng = np.random.default_rng(7)
+        (self.folder / f"{name}.yaml").write_text(MANIFEST.format(name=name))
+        root = self.folder / "data" / name
+        grid = np.stack(np.meshgrid(np.arange(4), np.arange(30), np.arange(28), indexing="ij"))
+        for i in range(6):
+            centre = np.array([1.5, 15, 14]) + rng.uniform(-3, 3, 3) * [0, 1, 1]
+            distance = np.sqrt(
+                (((grid - centre[:, None, None, None]) * np.array([2, 1, 1])[:, None, None, None]) ** 2).sum(0)
+            )
+            label = np.where(distance < 4, 1, np.where(distance < 8, 2, 0)).astype(np.uint8)
+            image = (label * 40 + rng.normal(0, 12, label.shape)).astype(np.float32)
+            for kind, array in (("imagesTr", image), ("labelsTr", label)):
+                (root / kind).mkdir(parents=True, exist_ok=True)
+                volume = sitk.GetImageFromArray(array)
+                volume.SetSpacing((1.0, 1.0, 2.0))
+                sitk.WriteImage(volume, str(root / kind / f"c{i}.nii.gz"))
+        (root / "dataset.json").write_text(json.dumps({"labels": {"0": "background", "1": "disc", "2": "ring"}}))
+        return root
+
+    def command(self, *args: str | Path) -> list[str]:
+        verb, *rest = [str(a) for a in args]
+        places = ["--data", str(self.folder / "data"), "--reports", str(self.folder / "reports")]
+        return [sys.executable, "-m", "harness", verb, *rest, *places]
+
+    def bench(self, *args: str | Path, out: str = "runs", **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [*self.command(*args), "--out", str(self.folder / out)]
+        return subprocess.run(
+            command, capture_output=True, text=True, env=os.environ | environment, timeout=280, cwd=self.folder
+        )
+
+    def records(self, out: str = "runs") -> dict[str, dict]:
+        """Records by loss label (and seed, where it is not 0)."""
+        found = {}
+        for path in sorted((self.folder / out).glob("*/*/record.json")):
+            record = json.loads(path.read_text()) | {"folder": path.parent}
+            cell = record["cell"]
+            found[cell["loss"]["label"] + (f"#{cell['seed']}" if cell["seed"] else "")] = record
+        return found
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Toy:
+    made = Toy(tmp_path)
+    made.data()
+    return made

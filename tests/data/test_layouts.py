@@ -1,0 +1,143 @@
+"""Reading faults: one sentence each, with the file."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from harness.data.layouts import reader_of
+from harness.data.manifest import load_manifest
+from harness.errors import BenchError
+
+MANIFEST = """\
+name: toy
+title: Toy
+licence: none
+attribution: nobody
+obtain: Ask the author.
+layout: {decathlon: {folder: Task99_Toy}}
+modalities: [MRI]
+labels: {front: 2, back: 1}
+ignore: 9
+drop: [7]
+intensity: {zscore: volume}
+cases: [c1, c2]
+splits: {s: {test: [c2]}}
+"""
+SPACING = (0.5, 1.0, 3.0)  # x, y, z, as SimpleITK orders them
+
+
+def _write(path: Path, array: np.ndarray, spacing: tuple[float, ...] = SPACING) -> None:
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(spacing)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(image, str(path))
+
+
+def make_toy(tmp_path: Path, manifest: str = MANIFEST):
+    rng = np.random.default_rng(0)
+    root = tmp_path / "data"
+    folder = root / "Task99_Toy"
+    for case in ("c1", "c2"):
+        label = np.zeros((4, 6, 8), np.uint8)
+        label[1:3, 2:4, 2:6] = 2
+        label[1:3, 4:5, 2:6] = 1
+        label[0, 0, 0], label[0, 0, 1] = 9, 7
+        _write(folder / f"labelsTr/{case}.nii.gz", label)
+        _write(folder / f"imagesTr/{case}.nii.gz", rng.normal(100, 10, label.shape).astype(np.float32))
+    (folder / "dataset.json").write_text(
+        json.dumps({"labels": {"0": "background", "1": "b", "2": "f", "7": "x", "9": "i"}})
+    )
+    (tmp_path / "toy.yaml").write_text(manifest)
+    found = load_manifest("toy.yaml", tmp_path)
+    return found, reader_of(found, root), folder
+
+
+def test_a_case_is_read_with_remapped_labels_and_spacing_in_array_order(tmp_path: Path) -> None:
+    _, reader, _ = make_toy(tmp_path)
+    assert reader.missing(["c1", "c2"]) == []
+    volume = reader.read("c1")
+    assert volume.image.shape == (1, 4, 6, 8) and volume.spacing == (3.0, 1.0, 0.5)
+    # front is 2 in the file and first in the manifest; 7 is dropped, 9 ignored
+    assert (volume.label == 1).sum() == 2 * 2 * 4 and (volume.label == 2).sum() == 2 * 1 * 4
+    assert volume.label[0, 0, 0] == 255 and volume.label[0, 0, 1] == 0
+
+
+def test_unknown_spacing_stays_unknown(tmp_path: Path) -> None:
+    _, reader, _ = make_toy(tmp_path, MANIFEST + "spacing: unknown\n")
+    assert reader.read("c1").spacing is None
+
+
+def _truncate(folder: Path) -> None:
+    path = folder / "imagesTr/c1.nii.gz"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _empty(folder: Path) -> None:
+    (folder / "imagesTr/c1.nii.gz").write_bytes(b"")
+
+
+def _garbage(folder: Path) -> None:
+    (folder / "imagesTr/c1.nii.gz").write_bytes(gzip.compress(b"not an image" * 100))
+
+
+def _shape(folder: Path) -> None:
+    _write(folder / "imagesTr/c1.nii.gz", np.zeros((4, 6, 7), np.float32))
+
+
+def _spacing(folder: Path) -> None:
+    _write(folder / "imagesTr/c1.nii.gz", np.zeros((4, 6, 8), np.float32), (1.0, 1.0, 3.0))
+
+
+def _value(folder: Path) -> None:
+    label = np.zeros((4, 6, 8), np.uint8)
+    label[0, 0, 0] = 5
+    _write(folder / "labelsTr/c1.nii.gz", label)
+
+
+def _fraction(folder: Path) -> None:
+    _write(folder / "labelsTr/c1.nii.gz", np.full((4, 6, 8), 0.5, np.float32))
+
+
+def _nan(folder: Path) -> None:
+    _write(folder / "imagesTr/c1.nii.gz", np.full((4, 6, 8), np.nan, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "file", "words"),
+    [
+        (_truncate, "imagesTr/c1.nii.gz", "cannot be read as an image"),
+        (_empty, "imagesTr/c1.nii.gz", "cannot be read as an image"),
+        (_garbage, "imagesTr/c1.nii.gz", "cannot be read as an image"),
+        (_shape, "imagesTr/c1.nii.gz", "4×6×7 voxels (z, y, x) and its label c1.nii.gz has 4×6×8"),
+        (_spacing, "imagesTr/c1.nii.gz", "spacing (1.0, 1.0, 3.0) differs from (0.5, 1.0, 3.0)"),
+        (_value, "labelsTr/c1.nii.gz", "label value 5 is not in the manifest toy.yaml"),
+        (_fraction, "labelsTr/c1.nii.gz", "label values are not whole numbers"),
+        (_nan, "imagesTr/c1.nii.gz", "not finite numbers"),
+    ],
+)
+def test_faults(tmp_path: Path, spoil, file: str, words: str) -> None:
+    _, reader, folder = make_toy(tmp_path)
+    spoil(folder)
+    with pytest.raises(BenchError) as error:
+        reader.read("c1")
+    text = str(error.value)
+    assert text.startswith(str(folder / file)) and words in text and "\n" not in text
+
+
+def test_missing_files_are_listed_and_a_missing_root_says_how_to_obtain(tmp_path: Path) -> None:
+    manifest, reader, folder = make_toy(tmp_path)
+    (folder / "labelsTr/c2.nii.gz").unlink()
+    assert reader.missing(["c1", "c2"]) == [folder / "labelsTr/c2.nii.gz"]
+    with pytest.raises(BenchError, match=r"--data FOLDER or BENCH_DATA\. Ask the author"):
+        reader_of(manifest, None)
+
+
+def test_a_description_with_other_labels_is_refused(tmp_path: Path) -> None:
+    _, reader, folder = make_toy(tmp_path)
+    (folder / "dataset.json").write_text(json.dumps({"labels": {"0": "background", "4": "new"}}))
+    with pytest.raises(BenchError, match="label value 4 is not in the manifest"):
+        reader.missing(["c1"])

@@ -1,0 +1,105 @@
+"""Manifests: splits by patient, and mistakes named with file and line."""
+
+from pathlib import Path
+
+import pytest
+
+from harness.data.manifest import load_manifest, packed
+from harness.errors import BenchError
+
+TEXT = """\
+name: toy
+title: Toy
+licence: none
+attribution: nobody
+obtain: nowhere
+layout: {files: {image: "img/{case}.nii.gz", label: "lab/{case}.nii.gz"}}
+modalities: [CT]
+labels: {a: 3, b: 1}
+intensity: {window: [0, 1]}
+cases: [p1_x, p1_y, p2_x, p3_x, p4_x, p5_x]
+patient: "(p[0-9]+)_"
+splits:
+  held: {test: [p2_x]}
+  folds: {folds: 3, seed: 5}
+"""
+
+
+def _load(tmp_path: Path, text: str):
+    (tmp_path / "toy.yaml").write_text(text)
+    return load_manifest("toy.yaml", tmp_path)
+
+
+def test_classes_are_indexed_in_the_order_of_the_file(tmp_path: Path) -> None:
+    assert _load(tmp_path, TEXT).classes == {"a": 1, "b": 2}
+
+
+def test_folds_keep_patients_whole_and_cover_every_case_once(tmp_path: Path) -> None:
+    manifest = _load(tmp_path, TEXT)
+    seen: list[str] = []
+    for fold in range(3):
+        parts = manifest.parts("folds", fold)
+        assert {manifest.patient_of(c) for c in parts.train} & {manifest.patient_of(c) for c in parts.test} == set()
+        assert len(parts.train) + len(parts.test) == 6
+        seen += parts.test
+    assert sorted(seen) == sorted(manifest.spec.cases)
+    assert manifest.parts("folds", 0) == _load(tmp_path, TEXT).parts("folds", 0)
+    other = _load(tmp_path, TEXT.replace("seed: 5", "seed: 6"))
+    assert any(other.parts("folds", f) != manifest.parts("folds", f) for f in range(3))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            "held: {test: [p2_x]}",
+            "held: {test: [p1_x]}",
+            "toy.yaml:13: splits.held.test: patient 'p1' stands in two parts",
+        ),
+        ("test: [p2_x]", "test: [p9_x]", "case 'p9_x' is not in `cases`"),
+        ("p1_x, p1_y", "p1_x, p1_x", "case 'p1_x' stands twice"),
+        ("labels: {a: 3, b: 1}", "labels: {a: 1, b: 1}", "toy.yaml:8: labels"),
+        ("licence:", "license:", "toy.yaml:3: license: unknown key (did you mean 'licence'?)"),
+        ("window: [0, 1]", "window: [1, 0]", "low < high"),
+        ("intensity: {window: [0, 1]}", "intensity: {}", "exactly one of window, zscore, percentiles"),
+        ("folds: 3", "folds: 9", "9 folds of 5 patients"),
+        ("{files:", "{filez:", "`layout` names one of phantom, decathlon, files"),
+        ("name: toy", "name: toy\nname: toy", "stands here a second time"),
+        ("cases: [", "cases: [[", "not valid YAML"),
+    ],
+)
+def test_mistakes(tmp_path: Path, old: str, new: str, words: str) -> None:
+    assert old in TEXT
+    with pytest.raises(BenchError) as error:
+        _load(tmp_path, TEXT.replace(old, new, 1))
+    assert words in str(error.value)
+
+
+def test_prose_does_not_change_the_digest_and_labels_do(tmp_path: Path) -> None:
+    digest = _load(tmp_path, TEXT).digest()
+    assert _load(tmp_path, TEXT.replace("licence: none", "licence: some")).digest() == digest
+    assert _load(tmp_path, TEXT.replace("held:", "other:")).digest() == digest
+    assert _load(tmp_path, TEXT.replace("a: 3", "a: 4")).digest() != digest
+
+
+@pytest.mark.parametrize("path", sorted(packed("data_manifests").glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_manifests_are_valid(path: Path) -> None:
+    manifest = load_manifest(path.name, path.parent)
+    for name, split in manifest.spec.splits.items():
+        parts = manifest.parts(name, 0 if split.folds else None)
+        assert set(parts.train) & set(parts.test) == set()
+
+
+def test_the_published_split_of_synapse() -> None:
+    parts = load_manifest("synapse", packed("suites")).parts("transunet-18-12", None)
+    # typed from the protocol, not from the manifest
+    test = "0001 0002 0003 0004 0008 0022 0025 0029 0032 0035 0036 0038".split()
+    assert list(parts.test) == test and len(parts.train) == 18
+    assert set(parts.train) == {f"{i:04d}" for i in [*range(1, 11), *range(21, 41)]} - set(test)
+
+
+def test_tuning_never_sees_the_held_out_patients() -> None:
+    for name, final in (("hippocampus", "holdout"), ("phantom", "default")):
+        manifest = load_manifest(name, packed("suites"))
+        tuning, held = manifest.parts("tuning", None), manifest.parts(final, None)
+        assert set(held.test) & {*tuning.train, *tuning.val, *tuning.test} == set()

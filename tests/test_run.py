@@ -1,0 +1,116 @@
+"""`bench run` from end to end: paired by construction, the same bit for bit, resumable after kill -9."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+
+
+def _same(a: dict[str, dict], b: dict[str, dict]) -> None:
+    assert a.keys() == b.keys() and a
+    for label in a:
+        assert a[label]["status"] == b[label]["status"] == "ok"
+        assert a[label]["weights"] == b[label]["weights"]
+        assert a[label]["fingerprints"] == b[label]["fingerprints"]
+        for name in ("cases.csv", "../curve.csv"):
+            assert (a[label]["folder"] / name).read_bytes() == (b[label]["folder"] / name).read_bytes()
+
+
+def test_a_run_is_paired_repeatable_and_not_repeated(toy) -> None:
+    suite = toy.suite("seeds: 1", "seeds: 2")
+    done = toy.bench("run", suite, "--workers", "2")
+    assert done.returncode == 0, done.stderr
+    records = toy.records()
+    assert sorted(records) == ["ce", "ce#1", "dice", "dice#1"]
+
+    # equal initial weights and first batches for every loss of a seed, other ones for another seed
+    assert records["dice"]["fingerprints"] == records["ce"]["fingerprints"] != records["dice#1"]["fingerprints"]
+    assert records["dice"]["weights"] != records["ce"]["weights"]
+    assert records["dice"]["environment"]["threads"] == 1
+
+    cases = pd.read_csv(records["dice"]["folder"] / "cases.csv")
+    assert set(cases["metric"]) == {"dice", "hd95", "asd", "tp", "fp", "fn", "tn"}
+    assert len(cases) == 2 * 2 * 7 and set(cases["case"]) == {"c4", "c5"}
+    assert set(cases.loc[cases.metric == "hd95", "unit"]) == {"mm"}
+    whole = cases[(cases.case == "c4") & (cases["class"] == "disc") & cases.metric.isin(["tp", "fp", "fn", "tn"])]
+    assert whole["value"].sum() == 4 * 30 * 28  # scored on the whole volume's own grid, not on the padded one
+    curve = pd.read_csv(records["dice"]["folder"].parent / "curve.csv")
+    assert list(curve["epoch"]) == [0, 1] and list(curve["step"]) == [4, 8]
+    assert (toy.folder / "reports/toy/index.html").is_file()
+
+    again = toy.bench("run", suite)
+    assert again.returncode == 0 and "4 done, 0 to run" in again.stdout
+    assert toy.records()["dice"] == records["dice"]
+
+    toy.bench("run", suite, out="other")
+    _same(records, toy.records("other"))
+
+
+def test_after_kill_9_of_everything_the_same_command_ends_with_the_same_bits(toy) -> None:
+    suite = toy.suite("epochs: 2, steps: 4", "epochs: 10, steps: 30")
+    undisturbed = toy.bench("run", suite, "--workers", "2", out="undisturbed")
+    assert undisturbed.returncode == 0, undisturbed.stderr
+
+    command = [*toy.command("run", suite, "--workers", "2"), "--out", str(toy.folder / "runs")]
+    environment = os.environ | {"BENCH_CHECKPOINT_SECONDS": "0.05"}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while not list((toy.folder / "runs").glob("*/checkpoint.pt")) and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    left = list((toy.folder / "runs").glob("*/checkpoint.pt"))
+    assert left and len(toy.records()) < 2, "the kill came too late to prove anything"
+
+    finished = toy.bench("run", suite, "--workers", "2")
+    assert finished.returncode == 0, finished.stderr
+    _same(toy.records("undisturbed"), toy.records())
+    assert not list((toy.folder / "runs").glob("*/checkpoint.pt"))
+
+
+def test_ctrl_c_keeps_a_checkpoint_and_exits_with_130(toy) -> None:
+    suite = toy.suite("epochs: 2, steps: 4", "epochs: 50, steps: 100")
+    command = [*toy.command("run", suite, "--workers", "1"), "--out", str(toy.folder / "runs")]
+    process = subprocess.Popen(
+        command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 120
+    while not list((toy.folder / "runs").glob("*/log.txt")) and time.monotonic() < until:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors, errors
+    assert list((toy.folder / "runs").glob("*/checkpoint.pt"))
+    assert [r["status"] for r in toy.records().values()] == ["interrupted"]
+
+
+def test_an_orphaned_worker_stops(toy) -> None:
+    suite = toy.suite("epochs: 2, steps: 4", "epochs: 500, steps: 100")
+    command = [*toy.command("run", suite, "--workers", "1"), "--out", str(toy.folder / "runs")]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while not list((toy.folder / "runs").glob("*/log.txt")) and time.monotonic() < until:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)  # the parent alone
+    process.wait()
+    until = time.monotonic() + 30
+    while _group(process.pid) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert _group(process.pid) == []
+
+
+def _group(leader: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == leader and fields[0] != "Z":
+            found.append(int(path.parent.name))
+    return found

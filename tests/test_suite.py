@@ -1,0 +1,197 @@
+"""Suites: the grid, identities that hold still, and mistakes named with file, line and the nearest right name."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.data.manifest import packed
+from harness.errors import BenchError
+from harness.suite import load_suite
+
+BASE = """\
+suite: toy
+data: {manifest: phantom, split: default, slices: {size: [64, 64]}}
+models: [unet: {width: 4}]
+losses: [dice, ce]
+seeds: 2
+train: {epochs: 1, batch: 2, optimizer: {sgd: {lr: 1e-2}}}
+rank: {by: [dice], baseline: dice}
+"""
+
+
+def suite(tmp_path: Path, text: str = BASE, **kwargs):
+    path = tmp_path / "toy.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_suite(path, **kwargs)
+
+
+def labels(tmp_path: Path, losses: str, extra: str = "") -> list[str]:
+    text = BASE.replace("losses: [dice, ce]", f"losses: {losses}").replace(", baseline: dice", "") + extra
+    return list(dict.fromkeys(c.loss_label for c in suite(tmp_path, text).cells))
+
+
+def test_the_grid_is_the_product_in_the_order_of_the_file(tmp_path: Path) -> None:
+    text = BASE.replace("[unet: {width: 4}]", "[unet: {width: {sweep: [4, 8]}}]")
+    cells = suite(tmp_path, text).cells
+    assert len(cells) == 2 * 2 * 2
+    assert [c.model_label for c in cells[::4]] == ["unet(width=4)", "unet(width=8)"]
+    assert [(c.loss_label, c.seed) for c in cells[:4]] == [("dice", 0), ("dice", 1), ("ce", 0), ("ce", 1)]
+
+
+def test_folds_and_several_data_sets(tmp_path: Path) -> None:
+    text = BASE.replace(
+        "data: {manifest: phantom, split: default, slices: {size: [64, 64]}}",
+        "data:\n  - {manifest: phantom, split: kfold4, folds: [0, 2], slices: {size: [64, 64]}}\n"
+        "  - {manifest: hippocampus, split: kfold5, folds: all, slices: {size: [64, 48]}}",
+    )
+    cells = suite(tmp_path, text).cells
+    assert len(cells) == (2 + 5) * 2 * 2
+    assert [c.data["fold"] for c in cells if c.dataset == "phantom" and c.loss_label == "dice" and c.seed == 0] == [
+        0,
+        2,
+    ]
+
+
+def test_only_sweep_expands(tmp_path: Path) -> None:
+    assert labels(tmp_path, "[ce: {weight: [0.1, 1, 5]}]") == ["ce"]
+    assert labels(tmp_path, "[focal: {gamma: {sweep: [1.5, 2]}}]") == ["focal(gamma=1.5)", "focal(gamma=2)"]
+    moving = "[tversky: {sweep: [{fn_weight: 0.2, fp_weight: 0.8}, {fn_weight: 0.4, fp_weight: 0.6}]}]"
+    assert labels(tmp_path, moving) == [
+        "tversky(fn_weight=0.2, fp_weight=0.8)",
+        "tversky(fn_weight=0.4, fp_weight=0.6)",
+    ]
+
+
+def test_a_sum_keeps_weights_and_schedules(tmp_path: Path) -> None:
+    entry = "[sum: [{loss: dice_ce, weight: {linear: [1, 0]}}, {loss: {tversky: {fn_weight: 0.7}}, weight: 0.5}]]"
+    assert labels(tmp_path, entry) == ["linear(1→0)·dice_ce + 0.5·tversky(fn_weight=0.7)"]
+    spec = suite(tmp_path, BASE.replace("[dice, ce]", entry).replace(", baseline: dice", "")).cells[0].loss
+    assert [t["weight"] for t in spec["sum"]] == [{"linear": [1.0, 0.0]}, 0.5]
+    assert spec["sum"][1]["loss"]["args"] == {"fn_weight": 0.7}
+
+
+def test_subsets_are_an_ablation_grid(tmp_path: Path) -> None:
+    found = labels(tmp_path, "[subsets: {always: [dice], of: [ce, focal], label: parts}]")
+    assert found == ["dice", "dice + ce", "dice + focal", "dice + ce + focal"]
+
+
+def test_with_is_equation_37_and_spares_its_exceptions(tmp_path: Path) -> None:
+    text = BASE + "with: {varied: 0.5, ce: 0.5, except: [ce]}\n"
+    by_label = {c.loss_label: c.loss for c in suite(tmp_path, text).cells}
+    assert [(t["loss"]["name"], t["weight"]) for t in by_label["dice"]["sum"]] == [("dice", 0.5), ("ce", 0.5)]
+    assert by_label["ce"]["name"] == "ce"
+
+
+def test_ids_ignore_prose_and_order_and_move_with_what_decides_numbers(tmp_path: Path) -> None:
+    def ids(text: str = BASE, **kwargs) -> dict[tuple[str, int], tuple[str, str]]:
+        return {(c.loss_label, c.seed): (c.train_id, c.eval_id) for c in suite(tmp_path, text, **kwargs).cells}
+
+    base = ids()
+    assert ids("description: other\n" + BASE) == base
+    assert ids(BASE.replace("[dice, ce]", "[ce, dice]")) == base
+    assert ids(BASE.replace("suite: toy", "suite: other")) == base  # a cell belongs to every suite that plans it
+    metrics = ids(BASE + "metrics: [dice, hd95]\n")
+    assert [v[0] for v in metrics.values()] == [v[0] for v in base.values()]
+    assert all(metrics[k][1] != base[k][1] for k in base)
+    for old, new in (
+        ("epochs: 1", "epochs: 2"),
+        ("lr: 1e-2", "lr: 2e-2"),
+        ("width: 4", "width: 8"),
+        ("[64, 64]", "[64, 96]"),
+    ):
+        assert set(ids(BASE.replace(old, new)).values()) & set(base.values()) == set()
+    one = ids(BASE.replace("[dice, ce]", "[dice, ce: {weight: [1, 1, 1, 1, 1, 1, 1, 1, 2]}]"))
+    assert one[("dice", 0)] == base[("dice", 0)] and one[("ce", 0)] != base[("ce", 0)]
+    assert set(ids(quick=True).values()) & set(base.values()) == set()
+
+
+def test_seeds_never_depend_on_the_loss(tmp_path: Path) -> None:
+    by_seed: dict[int, set[str]] = {}
+    for cell in suite(tmp_path).cells:
+        by_seed.setdefault(cell.seed, set()).add(repr(cell.seed_base))
+    assert all(len(bases) == 1 for bases in by_seed.values()) and by_seed[0] != by_seed[1]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("[dice, ce]", "[dise, ce]", "toy.yaml:4: losses[0]: unknown loss (did you mean 'dice'?)"),
+        ("[dice, ce]", "[tversky: {fn_wieght: 1}]", "toy.yaml:4: losses[0].tversky.fn_wieght: unknown argument 'fn_wieght' (did you mean 'fn_weight'?)"),
+        ("[dice, ce]", "[dice, dice]", "the loss 'dice' stands here a second time"),
+        ("[dice, ce]", "[focal: {gamma: .nan}]", "toy.yaml:4: losses[0].focal.gamma"),
+        ("[dice, ce]", "[sum: [{loss: dice, weight: {linaer: [1, 0]}}]]", "toy.yaml:4: losses[0].sum[0].weight: expected a number, {linear"),
+        ("[dice, ce]", "[sum: [{los: dice}]]", "losses[0].sum[0]: expected {loss"),
+        ("[dice, ce]", "[focal: {gamma: {sweep: []}}]", "losses[0].focal.gamma.sweep"),
+        ("[dice, ce]", "[]", "toy.yaml:4: losses"),
+        ("manifest: phantom", "manifest: fantom", "toy.yaml:2: data.manifest: no data manifest 'fantom' (did you mean 'phantom'?)"),
+        ("split: default", "split: defualt", "has no split 'defualt' (did you mean 'default'?)"),
+        ("split: default", "split: kfold4, folds: [4]", "split 'kfold4' has folds 0 to 3, fold 4 was asked for"),
+        ("split: default", "split: default, folds: all", "has no folds"),
+        ("unet: {width: 4}", "unett", "toy.yaml:3: models[0]: unknown model (did you mean 'unet'?)"),
+        ("unet: {width: 4}", "unet: {widht: 4}", "toy.yaml:3: models[0].unet.widht: unknown argument 'widht' (did you mean 'width'?)"),
+        ("epochs: 1", "epocs: 1", "toy.yaml:6: train.epocs: unknown key (did you mean 'epochs'?)"),
+        ("epochs: 1", "epochs: 0", "toy.yaml:6: train.epochs"),
+        ("sgd: {lr: 1e-2}", "sgd: {learning_rate: 1}", "sgd has no argument 'learning_rate'"),
+        ("sgd: {lr: 1e-2}", "sdg: {lr: 1}", "toy.yaml:6: train.optimizer"),
+        ("baseline: dice", "baseline: dicee", "toy.yaml:7: rank.baseline: 'dicee' is not one of the suite's losses (did you mean 'dice'?)"),
+        ("by: [dice]", "by: [hd59]", "'hd59' is not among the suite's metrics"),
+        ("seeds: 2", "seeds: 2\nmetrics: [dcie]", "toy.yaml:6: metrics[0]: unknown metric"),
+        ("seeds: 2", "seeds: 2\nselect: best:dice@test", "never selected on the test set"),
+        ("seeds: 2", "seeds: 2\nselect: best:dice@val", "needs validation cases, and split 'default' has none"),
+        ("seeds: 2", "sedes: 2", "toy.yaml:5: sedes: unknown key (did you mean 'seeds'?)"),
+        ("slices: {size: [64, 64]}", "slices: {size: [64, 64]}, patches: {size: [8, 8, 8]}", "give either `slices"),
+        ("suite: toy", "suite: toy: [", "toy.yaml:1: not valid YAML"),
+    ],
+)  # fmt: skip
+def test_mistakes_name_file_line_and_key(tmp_path: Path, old: str, new: str, words: str) -> None:
+    assert old in BASE
+    with pytest.raises(BenchError) as error:
+        suite(tmp_path, BASE.replace(old, new, 1))
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_loss_file_is_read_and_not_run(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "raise SystemExit('this file was run')\nclass Mine:\n    version = 2\n    def forward(self, logits, target): ...\n"
+    )
+    cells = suite(tmp_path, BASE.replace("[dice, ce]", "[dice, 'mine.py:Mine']")).cells
+    assert cells[2].loss_label == "Mine" and cells[2].loss["version"] == 2
+
+
+def test_an_unknown_need_is_refused_and_an_unserved_one_is_a_planned_skip(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "class A:\n    def forward(self, logits, target, *, attention): ...\n"
+        "class B:\n    def forward(self, logits, target, *, distence_in): ...\n"
+    )
+    cells = suite(tmp_path, BASE.replace("[dice, ce]", "[dice, 'mine.py:A']")).cells
+    assert cells[0].skip is None and "needs attention, which unet does not provide" in str(cells[2].skip)
+    with pytest.raises(BenchError, match="distence_in"):
+        suite(tmp_path, BASE.replace("[dice, ce]", "[dice, 'mine.py:B']"))
+
+
+def test_planning_imports_no_torch() -> None:
+    code = (
+        "import sys; from harness.suite import load_suite\n"
+        f"load_suite({str(packed('suites') / 'quickstart.yaml')!r})\n"
+        "print(sorted({'torch', 'monai', 'pandas', 'SimpleITK'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_the_protocol_of_synapse_table_3() -> None:
+    """Typed from the paper and from TransUNet's recipe, not from the suite."""
+    found = load_suite(packed("suites") / "synapse.yaml")
+    assert found.spec.train.optimizer == {"sgd": {"lr": 0.01, "momentum": 0.9, "weight_decay": 1e-4}}
+    assert (found.spec.train.batch, found.spec.train.epochs, found.spec.train.schedule) == (8, 300, "poly")
+    by_label = {c.loss_label: c.loss for c in found.cells}
+    assert list(by_label) == ["dice", "focal", "tversky", "focal_tversky", "jaccard", "lovasz"]
+    for loss in by_label.values():
+        assert [t["weight"] for t in loss["sum"]] == [0.5, 0.5] and loss["sum"][1]["loss"]["name"] == "ce"
+    varied = {name: loss["sum"][0]["loss"]["args"] for name, loss in by_label.items()}
+    assert varied["focal"] == {"gamma": 2.0}
+    assert varied["tversky"] == {"fn_weight": 0.2, "fp_weight": 0.8}
+    assert varied["focal_tversky"] == {"fn_weight": 0.6, "fp_weight": 0.4, "gamma": 2.0, "classes": "sum"}
+    assert len(found.cells[0].data["train"]) == 18 and len(found.cells[0].data["test"]) == 12
+    assert found.cells[0].data["view"]["slices"]["size"] == [224, 224]

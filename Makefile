@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test test-long check setup bench-overhead clean
+.PHONY: quickstart test test-long check setup schema bench-overhead clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/bench run suites/quickstart.yaml
@@ -37,6 +37,9 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml
 $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	@touch $@ $(VENV)/.installed
+
+schema: $(VENV)/.installed
+	$(BIN)/python -m harness.schema
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -1,8 +1,8 @@
 """What the harness costs: training time of a cell over a hand-written loop with the same network, batches and CE.
 
-Both train the same number of steps in one process, in turn, several times; the ratio of medians is printed. The bare loop
-has its batches in memory and does nothing but forward, `F.cross_entropy`, backward and step. Run it with nothing else on
-the machine: `make bench-overhead`, or `python benchmarks/overhead.py --device cuda`.
+Both train the same number of steps in one process, in turn, several times; the ratio of medians is printed. The bare
+loop has its batches in memory and does nothing but forward, `F.cross_entropy`, backward and step. Run it with nothing
+else on the machine: `make bench-overhead`, or `python benchmarks/overhead.py --device cuda`.
 """
 
 from __future__ import annotations

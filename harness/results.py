@@ -203,15 +203,14 @@ def _about(suite: Suite, entries: Sequence[Entry], notes: list[str]) -> dict[str
         "suite": suite.text,
         "commands": [f"bench run {suite.path.name}{quick}", f"bench report {suite.path.name}{quick}"],
         "notes": [*spec.report.notes, *notes],
-        "learning rates": f"{name} at {args['lr']:g} for every loss, schedule {spec.train.schedule}.",
+        "learning_rates": f"{name} at {args['lr']:g} for every loss, schedule {spec.train.schedule}.",
         "environment": [json.loads(e) for e in sorted(environments)],
         "data": [
             {
-                "dataset": m.name,
-                "title": m.spec.title,
+                "name": f"{m.name}: {m.spec.title}",
                 "licence": m.spec.licence,
                 "attribution": m.spec.attribution,
-                "obtain": " ".join(m.spec.obtain.split()),
+                "source": " ".join(m.spec.obtain.split()),
                 "figures": m.spec.figures,
             }
             for m in suite.manifests.values()

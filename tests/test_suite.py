@@ -195,3 +195,10 @@ def test_the_protocol_of_synapse_table_3() -> None:
     assert varied["focal_tversky"] == {"fn_weight": 0.6, "fp_weight": 0.4, "gamma": 2.0, "classes": "sum"}
     assert len(found.cells[0].data["train"]) == 18 and len(found.cells[0].data["test"]) == 12
     assert found.cells[0].data["view"]["slices"]["size"] == [224, 224]
+
+
+@pytest.mark.parametrize("name", ["suites/suite.schema.json", "data_manifests/manifest.schema.json"])
+def test_the_schemas_for_editors_are_current(name: str) -> None:
+    from harness.schema import SCHEMAS, path_of, schema_text
+
+    assert path_of(name).read_text(encoding="utf-8") == schema_text(SCHEMAS[name]), "run python -m harness.schema"

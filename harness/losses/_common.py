@@ -53,8 +53,8 @@ def true_class(values: Tensor, target: Tensor) -> Tensor:
 def region_sums(logits: Tensor, target: Tensor, reduction: Reduction, squared: bool = False) -> RegionSums:
     """Soft true positives and sizes of every class.
 
-    No one-hot tensor is made: the probability of the true class is gathered and added up by class, in `index_add`,
-    which has a deterministic form on CUDA.
+    Written with `where` and `sum`: deterministic on CUDA, accurate to rounding in float32 (`index_add` adds one by one,
+    and was 1 % off at 128³ voxels), and neither autocast nor TF32 lowers the precision, as they do in a matrix product.
 
     Args:
         logits: (B, C, *S), raw.
@@ -63,15 +63,13 @@ def region_sums(logits: Tensor, target: Tensor, reduction: Reduction, squared: b
         squared: Sum p² in place of p.
     """
     scores, labels, valid = flat(logits, target)
-    batch, classes, _ = scores.shape
     probs = scores.softmax(1)
-    weight = valid.to(probs.dtype)
-    cell = labels + classes * torch.arange(batch, device=labels.device)[:, None]
-    true = true_class(probs, labels) * weight
-    tp = probs.new_zeros(batch * classes).index_add(0, cell.flatten(), true.flatten()).view(batch, classes)
-    sizes = probs.new_zeros(batch * classes).index_add(0, cell.flatten(), weight.flatten()).view(batch, classes)
-    mass = torch.einsum("bcn,bn->bc", probs * probs if squared else probs, weight)
-    sums = RegionSums(tp, mass, sizes, weight.sum(1, keepdim=True))
+    numbers = torch.arange(scores.shape[1], device=labels.device)[:, None]
+    there = (labels[:, None] == numbers) & valid[:, None]
+    tp = torch.where(there, true_class(probs, labels)[:, None], 0).sum(2)
+    mass = torch.where(valid[:, None], probs * probs if squared else probs, 0).sum(2)
+    sizes, known = there.sum(2).to(probs.dtype), valid.sum(1, keepdim=True).to(probs.dtype)
+    sums = RegionSums(tp, mass, sizes, known)
     if reduction == "sample":
         return sums
     return RegionSums(*(getattr(sums, f).sum(0, keepdim=True) for f in ("tp", "p", "t", "valid")))

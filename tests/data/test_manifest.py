@@ -93,7 +93,7 @@ def test_shipped_manifests_are_valid(path: Path) -> None:
 def test_the_published_split_of_synapse() -> None:
     parts = load_manifest("synapse", packed("suites")).parts("transunet-18-12", None)
     # typed from the protocol, not from the manifest
-    test = "0001 0002 0003 0004 0008 0022 0025 0029 0032 0035 0036 0038".split()
+    test = ["0001", "0002", "0003", "0004", "0008", "0022", "0025", "0029", "0032", "0035", "0036", "0038"]
     assert list(parts.test) == test and len(parts.train) == 18
     assert set(parts.train) == {f"{i:04d}" for i in [*range(1, 11), *range(21, 41)]} - set(test)
 

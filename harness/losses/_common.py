@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from harness.errors import BenchError
+
 IGNORE = 255
 Reduction = Literal["batch", "sample"]
 Absent = Literal["include", "skip", "penalise"]
@@ -50,6 +52,20 @@ def true_class(values: Tensor, target: Tensor) -> Tensor:
     return values.gather(1, target[:, None])[:, 0]
 
 
+def of_class(weights: Tensor, scores: Tensor, target: Tensor) -> Tensor:
+    """The weight of each voxel's true class: (C,), scores (B, C, N), (B, N) → (B, N).
+
+    Raises:
+        BenchError: There is not one weight for each class.
+    """
+    if weights.shape != scores.shape[1:2]:
+        raise BenchError(
+            f"class weights of shape {tuple(weights.shape)} do not fit {scores.shape[1]} classes; "
+            "give one weight for each class, the background first."
+        )
+    return weights.to(scores.dtype)[target]
+
+
 def region_sums(logits: Tensor, target: Tensor, reduction: Reduction, squared: bool = False) -> RegionSums:
     """Soft true positives and sizes of every class.
 
@@ -75,8 +91,13 @@ def region_sums(logits: Tensor, target: Tensor, reduction: Reduction, squared: b
     return RegionSums(*(getattr(sums, f).sum(0, keepdim=True) for f in ("tp", "p", "t", "valid")))
 
 
-def over_classes(losses: Tensor, sums: RegionSums, background: bool, absent: Absent) -> Tensor:
-    """Mean over classes, then over samples, of a loss (R, C) with one policy for absent classes.
+def ratio(part: Tensor, whole: Tensor) -> Tensor:
+    """`part / whole`, 0 where both are 0: smooth = 0 and a class that is neither there nor predicted."""
+    return part / whole.clamp_min(torch.finfo(whole.dtype).tiny)
+
+
+def over_classes(losses: Tensor, sums: RegionSums, background: bool, absent: Absent, total: bool = False) -> Tensor:
+    """Mean (or sum) over classes, then mean over samples, of a loss (R, C) with one policy for absent classes.
 
     Args:
         losses: Loss of each class, (R, C).
@@ -84,15 +105,15 @@ def over_classes(losses: Tensor, sums: RegionSums, background: bool, absent: Abs
         background: Whether class 0 counts.
         absent: `include` counts a class without a voxel as it comes out, `skip` leaves it out, `penalise` counts the
             mean probability that it was given.
+        total: Sum over the classes that count.
     """
     first = 0 if background else 1
     losses, there = losses[:, first:], sums.t[:, first:] > 0
-    if absent == "include":
-        return losses.mean()
     if absent == "penalise":
-        return torch.where(there, losses, sums.p[:, first:] / sums.valid.clamp_min(1)).mean()
-    weight = there.to(losses.dtype)
-    return ((losses * weight).sum(1) / weight.sum(1).clamp_min(1)).mean()
+        losses = torch.where(there, losses, sums.p[:, first:] / sums.valid.clamp_min(1))
+    weight = there.to(losses.dtype) if absent == "skip" else torch.ones_like(losses)
+    summed = (losses * weight).sum(1)
+    return (summed if total else summed / weight.sum(1).clamp_min(1)).mean()
 
 
 def safe_power(base: Tensor, exponent: float, eps: float = 1e-7) -> Tensor:

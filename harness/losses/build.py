@@ -33,22 +33,27 @@ def build_loss(spec: Mapping[str, Any], facts: Mapping[str, Any]) -> nn.Module:
     if "sum" in spec:
         terms = spec["sum"]
         names = [t["loss"].get("name", "sum").rpartition(":")[2].rpartition(".")[2] for t in terms]
-        return Sum([build_loss(t["loss"], facts) for t in terms], [t["weight"] for t in terms], names)
+        parts = [build_loss(t["loss"], facts) for t in terms]
+        try:
+            return Sum(parts, [t["weight"] for t in terms], names)
+        except (TypeError, ValueError, KeyError) as error:
+            raise BenchError(f"a weight of the sum of {', '.join(names)} cannot be read: {error}.") from error
     cls = load(spec["class"])
     parameters = inspect.signature(cls).parameters
-    args = {k: _argument(cls, k, v) for k, v in spec["args"].items()}
-    args |= {k: _argument(cls, k, facts[k]) for k in FACTS if k in parameters and k not in args and k in facts}
+    args = dict(spec["args"])
+    args |= {k: facts[k] for k in FACTS if k in parameters and k not in args and k in facts}
     monai = str(cls.__module__).startswith("monai.losses")
     if monai:
         if facts.get("has_ignored") and "ignore_index" not in parameters:
             raise BenchError(
                 f"{spec['name']} has no ignore_index, and the labels of this data set hold ignored voxels."
             )
-        for flag in ("to_onehot_y", "use_softmax" if "use_softmax" in parameters else "softmax"):
-            if flag in parameters and flag not in args:
-                args[flag] = True
+        flags = ["to_onehot_y"]
+        if not args.get("sigmoid") and args.get("other_act") is None:
+            flags.append("use_softmax" if "use_softmax" in parameters else "softmax")
+        args |= {flag: True for flag in flags if flag in parameters and flag not in args}
     try:
-        loss = cls(**args)
+        loss = cls(**{k: _argument(cls, k, v) for k, v in args.items()})
     except (TypeError, ValueError) as error:
         raise BenchError(f"loss {spec['name']} cannot be made with {dict(spec['args'])}: {error}.") from error
     if not isinstance(loss, nn.Module):

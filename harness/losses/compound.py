@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import Any
 
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ class Sum(nn.Module):
     Args:
         losses: The parts.
         weights: A number or a schedule such as `{"linear": [1, 0]}` for each.
-        names: Names of the terms in curves; repeated ones are numbered.
+        names: Names of the terms in curves; repeated ones are numbered, and so is "loss", the name of the total.
 
     Attributes:
         needs: (required, optional) names over all parts, and what schedules read.
@@ -65,7 +66,7 @@ class Sum(nn.Module):
             raise ValueError(f"{len(losses)} losses, {len(weights)} weights and {len(names)} names")
         self.parts = nn.ModuleList(losses)
         self.weights: list[float | Schedule] = [schedule(w) if isinstance(w, Mapping) else float(w) for w in weights]
-        self.names = [n if list(names).count(n) == 1 else f"{n}_{i}" for i, n in enumerate(names)]
+        self.names = _unique(names)
         pairs = [needs_of(part) for part in losses]
         scheduled = {"progress", "epochs"} if any(callable(w) for w in self.weights) else set()
         required = frozenset(scheduled).union(*(p[0] for p in pairs))
@@ -86,3 +87,14 @@ class Sum(nn.Module):
         for part in self.parts:
             if callable(end := getattr(part, "epoch_end", None)):
                 end()
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Number names that occur more than once, and "loss", with the first number that is free."""
+    taken, out = {"loss", *names}, []
+    for i, name in enumerate(names):
+        if name == "loss" or list(names).count(name) > 1:
+            name = next(free for j in count(i) if (free := f"{name}_{j}") not in taken)
+            taken.add(name)
+        out.append(name)
+    return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from harness.losses._common import flat, safe_power, true_class
+from harness.losses._common import flat, of_class, safe_power, true_class
 
 
 class CrossEntropy(nn.Module):
@@ -34,7 +34,7 @@ class CrossEntropy(nn.Module):
         scores, labels, valid = flat(logits, target)
         weight = valid.to(scores.dtype)
         if self.weight is not None:
-            weight = weight * self.weight.to(scores.dtype)[labels]
+            weight = weight * of_class(self.weight, scores, labels)
         log_p = true_class(scores.log_softmax(1), labels)
         return -(log_p * weight).sum() / weight.sum().clamp_min(torch.finfo(scores.dtype).tiny)
 
@@ -73,5 +73,5 @@ class Focal(nn.Module):
         if self.gamma:
             loss = loss * safe_power(-torch.expm1(log_p), self.gamma)  # -expm1: 1 - p without cancellation
         if self.alpha is not None:
-            loss = loss * self.alpha.to(scores.dtype)[labels]
+            loss = loss * of_class(self.alpha, scores, labels)
         return loss.sum() / weight.sum().clamp_min(1)

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from harness.losses._common import Absent, Reduction, flat, over_classes, region_sums, safe_power
+from harness.losses._common import Absent, Reduction, flat, over_classes, ratio, region_sums, safe_power
 
 
 class Dice(nn.Module):
@@ -46,8 +46,8 @@ class Dice(nn.Module):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss."""
         sums = region_sums(logits, target, self.reduction, self.squared)
-        score = (2 * sums.tp + self.smooth) / (sums.t + sums.p + self.smooth)
-        return over_classes(1 - score, sums, self.background, self.absent)
+        errors = sums.t + sums.p - 2 * sums.tp
+        return over_classes(ratio(errors, sums.t + sums.p + self.smooth), sums, self.background, self.absent)
 
 
 class Tversky(nn.Module):
@@ -92,7 +92,7 @@ class Tversky(nn.Module):
         """Return the loss."""
         sums = region_sums(logits, target, self.reduction)
         errors = self.fp_weight * (sums.p - sums.tp) + self.fn_weight * (sums.t - sums.tp)
-        return over_classes(errors / (sums.tp + errors + self.smooth), sums, self.background, self.absent)
+        return over_classes(ratio(errors, sums.tp + errors + self.smooth), sums, self.background, self.absent)
 
 
 class Jaccard(nn.Module):
@@ -123,8 +123,8 @@ class Jaccard(nn.Module):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss."""
         sums = region_sums(logits, target, self.reduction)
-        score = (sums.tp + self.smooth) / (sums.t + sums.p - sums.tp + self.smooth)
-        return over_classes(1 - score, sums, self.background, self.absent)
+        union = sums.t + sums.p - sums.tp
+        return over_classes(ratio(union - sums.tp, union + self.smooth), sums, self.background, self.absent)
 
 
 class FocalTversky(nn.Module):
@@ -177,10 +177,8 @@ class FocalTversky(nn.Module):
         sums = region_sums(logits, target, self.reduction)
         errors = self.fp_weight * (sums.p - sums.tp) + self.fn_weight * (sums.t - sums.tp)
         # 1 - T = errors / (...): the difference would lose the digits that the power then magnifies
-        losses = safe_power(errors / (sums.tp + errors + self.smooth), 1 / self.gamma)
-        mean = over_classes(losses, sums, self.background, self.absent)
-        counted = losses.shape[1] - (not self.background)
-        return mean * counted if self.classes == "sum" else mean
+        losses = safe_power(ratio(errors, sums.tp + errors + self.smooth), 1 / self.gamma)
+        return over_classes(losses, sums, self.background, self.absent, total=self.classes == "sum")
 
 
 class LovaszSoftmax(nn.Module):

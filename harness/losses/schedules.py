@@ -16,8 +16,8 @@ def schedule(spec: Mapping[str, Any]) -> Schedule:
     """The weight as a function of (progress, epochs), both 0-dim tensors.
 
     Celaya et al., 2023, eqs. 14 to 16, run from 1 to 0: `linear: [1, 0]`, `step: {every: h, from: 1, to: 0}` and
-    `cosine: [1, 0]`. A step schedule goes down every h epochs with t = progress · E; its last value is reached at the
-    end. `switch: {at: 0.5, from: 0, to: 1}` is a warm start.
+    `cosine: [1, 0]`. A step schedule moves every h epochs with t = progress · E; it ends at its last value only where h
+    divides E. `switch: {at: 0.5, from: 0, to: 1}` is a warm start.
 
     Raises:
         ValueError: The specification is none of these.

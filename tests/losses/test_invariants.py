@@ -162,7 +162,7 @@ def test_gradients_are_finite_everywhere(name, args, dtype):
         }
         for case, shape in predictions.items():
             for size in (1.0, 30.0, 1e4):
-                logits = (size * (2 * shape - (case != "uniform"))).to(dtype).requires_grad_()
+                logits = (size * (2 * shape - float(case != "uniform"))).to(dtype).requires_grad_()
                 result = value(loss, logits, target)
                 (grad,) = torch.autograd.grad(result, logits)
                 assert result.isfinite(), (case, size)

@@ -1,0 +1,137 @@
+"""The command line: what it prints, what it imports, what it exits with."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.cli import main
+
+HEAVY = {"torch", "monai", "pandas", "numpy", "matplotlib", "SimpleITK", "pydantic", "rich", "yaml"}
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from harness.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        f"print(sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "[]" and "run" in out and "--help" in out
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("losses", {"ce", "dice", "focal", "tversky", "focal_tversky", "jaccard", "lovasz", "dice_ce"}),
+        ("metrics", {"dice", "hd95", "asd", "assd", "tp", "fp", "fn", "tn"}),
+        ("models", {"unet"}),
+        ("data", {"phantom", "hippocampus", "synapse"}),
+        ("suites", {"quickstart", "hippocampus", "synapse"}),
+    ],
+)
+def test_list(kind: str, names: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", kind, "--json"]) == 0
+    found = {row["name"]: row["about"] for row in json.loads(capsys.readouterr().out)}
+    assert names <= set(found) and all(found.values())
+    assert main(["list", kind]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in names)
+
+
+def test_data_says_how_to_obtain_and_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "phantom"]) == 0
+    assert "all files of 36 cases are there" in capsys.readouterr().out
+    assert main(["data", "hippocampus", "--data", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    text = " ".join(captured.out.split())
+    assert "CC-BY-SA 4.0" in text and "http://medicaldecathlon.com" in text
+    assert f"missing: {tmp_path}/Task04_Hippocampus/dataset.json" in text
+
+
+def test_data_verify_names_every_fault(toy, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["data", str(toy.folder / "toy.yaml"), "--data", str(toy.folder / "data"), "--verify"]
+    assert main(args) == 0 and "6 cases read, 0 with faults" in capsys.readouterr().out
+    for case in ("c1", "c3"):
+        (toy.folder / f"data/toy/imagesTr/{case}.nii.gz").write_bytes(b"")
+    assert main(args) == 1
+    text = capsys.readouterr().out
+    assert "c1.nii.gz" in text and "c3.nii.gz" in text and "4 cases read, 2 with faults" in text
+
+
+def test_synapse_is_planned_without_its_data_and_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "synapse", "--out", str(tmp_path)]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "30 cells to run" in text and "syn3193805" in text
+    assert main(["run", "synapse", "--out", str(tmp_path), "--data", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    where = f"{tmp_path}/Synapse/RawData/Training/img/img0001.nii.gz"
+    assert where in error and "is not there and 59 more files" in error and "syn3193805" in error
+
+
+def test_plan_as_json_has_every_cell(toy, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(toy.suite()), "--json", "--out", str(toy.folder / "runs")]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(r["loss"]["label"], r["state"]) for r in rows] == [("dice", "missing"), ("ce", "missing")]
+
+
+@pytest.mark.parametrize(
+    ("only", "words"),
+    [("los=dice", "(did you mean 'loss'?)"), ("loss=nothing", "no cell matches; loss is one of: dice, ce"), ("loss", "KEY=GLOB")],
+)
+def test_filters(toy, capsys: pytest.CaptureFixture[str], only: str, words: str) -> None:
+    assert main(["plan", str(toy.suite()), "--only", only]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--device", "tpu"), ("--device", "cuda:99"), ("--workers", "0")])
+def test_impossible_options(toy, capsys: pytest.CaptureFixture[str], flag: str, value: str) -> None:
+    args = ["run", str(toy.suite()), flag, value, "--out", str(toy.folder / "o"), "--data", str(toy.folder / "data")]
+    assert main([*args, "--reports", str(toy.folder / "r")]) == 2
+    assert f"{flag} {value}" in capsys.readouterr().err
+
+
+def test_records_meant_for_git_are_read_like_runs(toy) -> None:
+    suite = toy.suite()
+    assert toy.bench("run", suite).returncode == 0
+    assert "2 records" in toy.bench("report", suite, "--commit").stdout
+    committed = toy.folder / "reports/toy/records"
+    names = sorted(p.name for p in committed.rglob("*") if p.is_file())
+    assert names == sorted(["train.json", "curve.csv", "cases.csv", "record.json"] * 2)
+
+    # another machine: no results, no data; the committed records are enough
+    page = toy.folder / "reports/toy/index.html"
+    (toy.folder / "data").rename(toy.folder / "elsewhere")
+    page.unlink()
+    again = toy.bench("run", suite, out="empty")
+    assert again.returncode == 0 and "2 done, 0 to run" in again.stdout and page.is_file()
+
+
+def test_a_report_needs_no_torch(toy) -> None:
+    suite = toy.suite()
+    assert toy.bench("run", suite).returncode == 0
+    code = (
+        "import sys; from harness.cli import main\n"
+        f"main(['report', {str(suite)!r}, '--out', {str(toy.folder / 'runs')!r}, '--reports', {str(toy.folder / 'r')!r}])\n"
+        "print(sorted({'torch', 'monai'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=toy.folder).stdout
+    assert out.splitlines()[-1] == "[]" and (toy.folder / "r/toy/leaderboard.csv").is_file()
+
+
+def test_an_edited_loss_is_stale_until_asked_for(toy) -> None:
+    (toy.folder / "mine.py").write_text(
+        "from torch import nn\nclass Mine(nn.Module):\n    def forward(self, logits, target):\n        return logits.mean() ** 2\n"
+    )
+    suite = toy.suite("losses: [dice, ce]", "losses: ['mine.py:Mine']")
+    assert toy.bench("run", suite).returncode == 0
+    before = toy.records()["Mine"]["weights"]
+    (toy.folder / "mine.py").write_text((toy.folder / "mine.py").read_text().replace("** 2", "** 2 + logits.std()"))
+    shown = toy.bench("run", suite)
+    assert "1 stale" in shown.stdout and toy.records()["Mine"]["weights"] == before
+    rerun = toy.bench("run", suite, "--rerun", "stale")
+    assert "1 ok" in rerun.stdout and toy.records()["Mine"]["weights"] != before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,14 +20,23 @@ def make_optimizer(spec: dict[str, dict[str, Any]], model: nn.Module, loss: nn.M
     """
     name, args = next(iter(spec.items()))
     groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
-    own = [p for p in loss.parameters() if p.requires_grad]
-    if own:
-        groups.append({"params": own, "lr": float(getattr(loss, "lr", args["lr"])), "weight_decay": 0.0})
+    for rate, own in _learning(loss, float(args["lr"])):
+        groups.append({"params": own, "lr": rate, "weight_decay": 0.0})
     makers: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     optimizer: torch.optim.Optimizer = makers[name](groups, **args)
     for group in optimizer.param_groups:
         group["base_lr"] = group["lr"]
     return optimizer
+
+
+def _learning(loss: nn.Module, inherited: float) -> Iterator[tuple[float, list[nn.Parameter]]]:
+    """Parameters of a loss and of its parts, each with the rate of the nearest module around it that names one."""
+    rate = float(getattr(loss, "lr", inherited))
+    own = [p for p in loss.parameters(recurse=False) if p.requires_grad]
+    if own:
+        yield rate, own
+    for part in loss.children():
+        yield from _learning(part, rate)
 
 
 class Schedule:

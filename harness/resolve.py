@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import BenchError
+from harness.losses import LOSSES
 from harness.yamlfile import nearest
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -116,7 +117,7 @@ def load(target: str) -> Any:
         return getattr(module, cls)
     except AttributeError:
         raise BenchError(f"{where} has no class {cls!r}.") from None
-    except (ImportError, SyntaxError) as error:
+    except (ImportError, SyntaxError, FileNotFoundError) as error:
         raise BenchError(f"{where} cannot be imported: {error}.") from error
 
 
@@ -207,7 +208,11 @@ def _class_in(module: str, name: str, depth: int = 0) -> _Place | None:
                     return _class_in(origin, alias.name, depth + 1)
                 if alias.name == "*":
                     stars.append(origin)
-    return next((hit for hit in (_class_in(s, name, depth + 1) for s in stars) if hit), None)
+    found = next((hit for hit in (_class_in(s, name, depth + 1) for s in stars) if hit), None)
+    if found is None and module == "harness.losses":  # its classes are imported when they are first asked for
+        lazy = next((t.partition(":")[0] for t in LOSSES.values() if t.partition(":")[2] == name), None)
+        return _class_in(lazy, name, depth + 1) if lazy else None
+    return found
 
 
 def _absolute(node: ast.ImportFrom, module: str, path: Path) -> str:

@@ -26,7 +26,7 @@ from harness.losses.needs import LABEL_NEEDS
 from harness.losses.targets import derive
 from harness.models.build import digest
 from harness.optim import Schedule, make_optimizer
-from harness.predict import in_format
+from harness.predict import memory_format
 from harness.records import write_atomic
 from harness.seeds import seed_of
 
@@ -98,8 +98,9 @@ class Trainer:
         self.per_epoch = int(train["steps"] or math.ceil(data.samples / self.batch))
         self.steps = self.epochs * self.per_epoch
         self.autocast = train["precision"] == "bf16"
-        if "slices" in cell.data["view"]:
-            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        dims = 2 if "slices" in cell.data["view"] else 3
+        self.layout = memory_format(self.model, dims, device)
+        self.model = self.model.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.optimizer = make_optimizer(train["optimizer"], self.model, self.loss)
         self.schedule = Schedule(train["schedule"], self.steps)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -138,7 +139,7 @@ class Trainer:
         # a loss or a layer that draws from the global generator moves no other cell, and no later step
         torch.manual_seed(seed_of("dropout", base, state.step))
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            output = self.model(in_format(batch.image))
+            output = self.model(batch.image.contiguous(memory_format=self.layout))
         logits = output.logits.float()
         terms = evaluate_loss(self.loss, logits, batch.target, self._offered(batch, clock) | output.offered())
         self.optimizer.zero_grad(set_to_none=True)
@@ -173,7 +174,7 @@ class Trainer:
         state = self.progress
         means = {k: float(v) / self.per_epoch for k, v in state.sums.items()}  # the one read from the device
         state.sums = {}
-        row = {"epoch": epoch, "step": state.step, "lr": self._lr, **means}
+        row = {"epoch": epoch, "step": state.step, "lr": self._lr, "loss": means["loss"], **means}
         if not math.isfinite(means["loss"]):
             state.diverged = f"the training loss was not a finite number in epoch {epoch + 1} of {self.epochs}"
         else:

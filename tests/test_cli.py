@@ -81,7 +81,11 @@ def test_plan_as_json_has_every_cell(toy, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize(
     ("only", "words"),
-    [("los=dice", "(did you mean 'loss'?)"), ("loss=nothing", "no cell matches; loss is one of: dice, ce"), ("loss", "KEY=GLOB")],
+    [
+        ("los=dice", "(did you mean 'loss'?)"),
+        ("loss=nothing", "no cell matches; loss is one of: dice, ce"),
+        ("loss", "KEY=GLOB"),
+    ],
 )
 def test_filters(toy, capsys: pytest.CaptureFixture[str], only: str, words: str) -> None:
     assert main(["plan", str(toy.suite()), "--only", only]) == 2
@@ -119,7 +123,9 @@ def test_a_report_needs_no_torch(toy) -> None:
         f"main(['report', {str(suite)!r}, '--out', {str(toy.folder / 'runs')!r}, '--reports', {str(toy.folder / 'r')!r}])\n"
         "print(sorted({'torch', 'monai'} & set(sys.modules)))"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=toy.folder).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=toy.folder
+    ).stdout
     assert out.splitlines()[-1] == "[]" and (toy.folder / "r/toy/leaderboard.csv").is_file()
 
 

@@ -117,6 +117,18 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
     assert "unknown argument 'bb' (did you mean 'b'?)" in str(found.check_arguments({"a": 1, "bb": 2}))
 
 
+def test_a_subclass_of_a_built_in_loss_inherits_its_signature(tmp_path: Path) -> None:
+    text = "from harness.losses import Dice\nclass Mine(Dice):\n    version = 2\n"
+    found = locate(_file(tmp_path, text), {}, "loss", tmp_path)
+    assert "squared" in [p.name for p in found.params] and found.version == 2
+    assert "unknown argument 'sqared' (did you mean 'squared'?)" in str(found.check_arguments({"sqared": True}))
+
+
+def test_a_file_that_is_gone_is_a_sentence() -> None:
+    with pytest.raises(BenchError, match="cannot be imported"):
+        load("/nowhere/mine.py:Mine")
+
+
 def test_a_file_with_a_syntax_error_is_named_with_its_line(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match=r"mine\.py:2: not valid Python"):
         locate(_file(tmp_path, "x = 1\ndef (:\n"), {}, "loss", tmp_path)

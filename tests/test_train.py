@@ -49,7 +49,9 @@ class Mse(nn.Module):
 
 def _trainer(cell: Cell, loss: nn.Module | None = None, model: nn.Module | None = None, **kwargs) -> Trainer:
     torch.manual_seed(1)
-    return Trainer(cell, model or UNet(1, 2, width=2, depth=2), loss or Mse(), _data(cell), 2, torch.device("cpu"), **kwargs)
+    return Trainer(
+        cell, model or UNet(1, 2, width=2, depth=2), loss or Mse(), _data(cell), 2, torch.device("cpu"), **kwargs
+    )
 
 
 def _with(cell: Cell, **train) -> Cell:
@@ -184,6 +186,8 @@ def test_epoch_end_is_called_and_learnable_parameters_learn_at_their_own_rate(ce
     loss = Learns()
     optimizer = make_optimizer({"adamw": {"lr": 1e-2, "weight_decay": 0.1}}, nn.Linear(1, 1), loss)
     assert optimizer.param_groups[1]["lr"] == 0.5 and optimizer.param_groups[1]["weight_decay"] == 0
+    inside = make_optimizer({"adamw": {"lr": 1e-2}}, nn.Linear(1, 1), nn.ModuleList([Mse(), Learns()]))
+    assert [g["lr"] for g in inside.param_groups] == [1e-2, 0.5]  # also as a part of a sum
     _trainer(cell, loss).run()
     assert loss.ends == 3 and abs(float(loss.nu.detach()) - 3) < 1.5
 

@@ -84,8 +84,10 @@ class TrainSet:
     def _place(self, position: int, base: dict[str, Any]) -> int:
         """The sample at a position of the endless stream of shuffled passes over the data."""
         turn, offset = divmod(position, self.samples)
-        if self._pass[0] != turn:
-            self._pass = (turn, torch.randperm(self.samples, generator=_generator("order", base, turn)))
+        seed = seed_of("order", base, turn)  # a set serves cells of several seeds: the turn alone is no key
+        if self._pass[0] != seed:
+            generator = torch.Generator().manual_seed(seed)
+            self._pass = (seed, torch.randperm(self.samples, generator=generator))
         return int(self._pass[1][offset])
 
     def _patches(self, step: int, size: int, base: dict[str, Any]) -> Batch:
@@ -158,7 +160,7 @@ def _matrices(draw: Tensor, how: dict[str, Any], size: torch.Size) -> Tensor:
 
 
 def _foreground(label: np.ndarray) -> list[np.ndarray]:
-    """Voxels of each class that is there, thinned to at most 4,096 a class."""
+    """Voxels of each class that is there, thinned to fewer than 8,192 a class."""
     out = []
     for index in range(1, IGNORE):
         if index > int(label[label != IGNORE].max(initial=0)):

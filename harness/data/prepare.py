@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from harness.data.manifest import Intensity, Manifest
 from harness.errors import BenchError
 from harness.records import write_atomic
 
-PREPARE_VERSION = 1  # raised when the same file would give other arrays
+PREPARE_VERSION = 2  # raised when the same file would give other arrays
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def load_prepared(path: Path) -> Prepared:
         with np.load(path, allow_pickle=False) as arrays:
             meta = json.loads(str(arrays["meta"]))
             image, label, reference = arrays["image"], arrays["label"], arrays["reference"]
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         path.unlink(missing_ok=True)
         raise BenchError(
             f"{path}: the cached case was damaged ({error}) and is removed; run the command again."
@@ -143,9 +144,12 @@ def _slices(
     from scipy.ndimage import zoom
 
     factors = (height / shape[0], width / shape[1])
-    resized = np.stack([np.stack([zoom(c, factors, order=3) for c in s]) for s in planes]).astype(np.float32)
-    marks = np.stack([zoom(s, factors, order=0) for s in labels])
-    return resized, marks, tuple(s / f for s, f in zip(in_plane, factors, strict=True))
+    # not scipy's default `constant`: rounding puts the last row just outside the image, and it becomes 0 (247 to 224)
+    resized = np.stack([np.stack([zoom(c, factors, order=3, mode="mirror") for c in s]) for s in planes])
+    marks = np.stack([zoom(s, factors, order=0, mode="mirror") for s in labels])
+    known = volume.spacing is not None
+    grid = tuple(s / f for s, f in zip(in_plane, factors, strict=True)) if known else in_plane
+    return resized.astype(np.float32), marks, grid
 
 
 def _patches(
@@ -170,7 +174,7 @@ def restore(prediction: NDArray[np.uint8], reference_shape: tuple[int, ...], vie
         from scipy.ndimage import zoom
 
         factors = (shape[0] / prediction.shape[1], shape[1] / prediction.shape[2])
-        planes = np.stack([zoom(s, factors, order=0) for s in prediction])
+        planes = np.stack([zoom(s, factors, order=0, mode="mirror") for s in prediction])
     return np.ascontiguousarray(np.moveaxis(planes, 0, axis))
 
 

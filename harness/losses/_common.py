@@ -69,8 +69,9 @@ def of_class(weights: Tensor, scores: Tensor, target: Tensor) -> Tensor:
 def region_sums(logits: Tensor, target: Tensor, reduction: Reduction, squared: bool = False) -> RegionSums:
     """Soft true positives and sizes of every class.
 
-    Written with `where` and `sum`: deterministic on CUDA, accurate to rounding in float32 (`index_add` adds one by one,
-    and was 1 % off at 128³ voxels), and neither autocast nor TF32 lowers the precision, as they do in a matrix product.
+    A float one-hot by `scatter_` and plain sums: twice as fast as comparing labels with every class, deterministic on
+    CUDA (each place is written once), accurate to rounding in float32 (`index_add` adds one by one, and was 1 % off at
+    128³ voxels), and neither autocast nor TF32 lowers the precision, as they do in a matrix product.
 
     Args:
         logits: (B, C, *S), raw.
@@ -80,12 +81,10 @@ def region_sums(logits: Tensor, target: Tensor, reduction: Reduction, squared: b
     """
     scores, labels, valid = flat(logits, target)
     probs = scores.softmax(1)
-    numbers = torch.arange(scores.shape[1], device=labels.device)[:, None]
-    there = (labels[:, None] == numbers) & valid[:, None]
-    tp = torch.where(there, true_class(probs, labels)[:, None], 0).sum(2)
-    mass = torch.where(valid[:, None], probs * probs if squared else probs, 0).sum(2)
-    sizes, known = there.sum(2).to(probs.dtype), valid.sum(1, keepdim=True).to(probs.dtype)
-    sums = RegionSums(tp, mass, sizes, known)
+    weight = valid.to(probs.dtype)[:, None]
+    onehot = torch.zeros_like(probs).scatter_(1, labels[:, None], weight)
+    mass = ((probs * probs if squared else probs) * weight).sum(2)
+    sums = RegionSums((probs * onehot).sum(2), mass, onehot.sum(2), weight.sum(2))
     if reduction == "sample":
         return sums
     return RegionSums(*(getattr(sums, f).sum(0, keepdim=True) for f in ("tp", "p", "t", "valid")))

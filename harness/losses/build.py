@@ -16,6 +16,9 @@ from harness.losses.compound import Sum
 from harness.losses.needs import FACTS, check_needs
 from harness.resolve import load
 
+# Losses of MONAI whose docstring says logits and whose code wants probabilities.
+NO_ACTIVATION = ("AsymmetricUnifiedFocalLoss", "AsymmetricFocalLoss", "AsymmetricFocalTverskyLoss")
+
 __all__ = ["MonaiLoss", "build_loss", "evaluate_loss", "needs_of"]
 
 
@@ -41,9 +44,13 @@ def build_loss(spec: Mapping[str, Any], facts: Mapping[str, Any]) -> nn.Module:
     cls = load(spec["class"])
     parameters = inspect.signature(cls).parameters
     args = dict(spec["args"])
-    args |= {k: facts[k] for k in FACTS if k in parameters and k not in args and k in facts}
     monai = str(cls.__module__).startswith("monai.losses")
+    # MONAI 1.6's FocalLoss stops dividing by the number of classes once it has an ignore_index: only where it is needed
+    facts = {k: v for k, v in facts.items() if k != "ignore_index" or not monai or facts.get("has_ignored")}
+    args |= {k: facts[k] for k in FACTS if k in parameters and k not in args and k in facts}
     if monai:
+        if cls.__name__ in NO_ACTIVATION:
+            raise BenchError(f"{spec['name']} applies no activation and would take logits for probabilities.")
         if facts.get("has_ignored") and "ignore_index" not in parameters:
             raise BenchError(
                 f"{spec['name']} has no ignore_index, and the labels of this data set hold ignored voxels."
@@ -60,7 +67,7 @@ def build_loss(spec: Mapping[str, Any], facts: Mapping[str, Any]) -> nn.Module:
         raise BenchError(f"loss {spec['name']} is a {type(loss).__name__}, expected a torch.nn.Module.")
     required, optional = needs_of(loss)
     check_needs([*required, *optional])
-    return MonaiLoss(loss) if monai else loss
+    return MonaiLoss(loss) if monai and "to_onehot_y" in parameters else loss
 
 
 class MonaiLoss(nn.Module):

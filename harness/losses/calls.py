@@ -11,16 +11,20 @@ from torch import Tensor, nn
 
 from harness.errors import BenchError
 
+RESERVED = ("epoch", "step", "lr")
+
 
 def needs_of(loss: nn.Module) -> tuple[frozenset[str], frozenset[str]]:
     """Names that a loss needs, and names that it can use: the keyword-only parameters of its `forward`.
 
-    A compound states both in an attribute `needs`.
+    A compound states them in an attribute `needs`: names, all required, or a pair (required, optional) of sets of
+    names.
     """
     stated = getattr(loss, "needs", None)
     if stated is not None:
-        required, optional = stated
-        return frozenset(required), frozenset(optional)
+        if isinstance(stated, tuple) and len(stated) == 2 and not any(isinstance(part, str) for part in stated):
+            return frozenset(stated[0]), frozenset(stated[1])
+        return frozenset([stated] if isinstance(stated, str) else stated), frozenset()
     parameters = inspect.signature(loss.forward).parameters.values()
     asked = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
     required = frozenset(p.name for p in asked if p.default is inspect.Parameter.empty)
@@ -51,6 +55,10 @@ def evaluate_loss(loss: nn.Module, logits: Tensor, target: Tensor, offered: Mapp
     if "loss" not in terms:
         raise BenchError(f"{name} returns a dict without the key 'loss', found: {', '.join(map(str, terms))}.")
     for key, value in terms.items():
+        if key in RESERVED:
+            raise BenchError(
+                f"{name} returns a term called {key!r}, a column of the curve; give it another name."
+            )
         if not isinstance(value, Tensor) or value.ndim != 0:
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise BenchError(

@@ -12,6 +12,9 @@ from harness.errors import BenchError
 from harness.models.output import Output
 from harness.resolve import load
 
+_CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_Convolution = nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d
+
 
 def build_model(
     target: str, args: dict[str, Any], *, in_channels: int, num_classes: int, spatial_dims: int, size: list[int]
@@ -42,8 +45,9 @@ def build_model(
     filled = {k: v for k, v in facts.items() if k in known and k not in args}
     try:
         network = cls(**filled, **args)
-    except (TypeError, ValueError) as error:
-        raise BenchError(f"model {target.rpartition(':')[2]} cannot be made with {args}: {error}.") from error
+    except (TypeError, ValueError, LookupError, AssertionError, NotImplementedError, ImportError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+        raise BenchError(f"model {target.rpartition(':')[2]} cannot be made with {args}: {reason}.") from error
     if not isinstance(network, nn.Module):
         raise BenchError(f"model {target} is a {type(network).__name__}, expected a torch.nn.Module.")
     return network if target.startswith("harness.") else Adapter(network, num_classes)
@@ -55,13 +59,23 @@ class Adapter(nn.Module):
     def __init__(self, network: nn.Module, num_classes: int) -> None:
         super().__init__()
         self.network = network
+        self._classes = num_classes
         self._seen: list[Tensor] = []
-        head = _head(network, num_classes)
-        if head is not None:
-            head.register_forward_pre_hook(self._keep)
+        for module in network.modules():
+            if isinstance(module, _CONVOLUTIONS):
+                module.register_forward_pre_hook(self._keep)
 
-    def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._seen[:] = inputs[:1]
+    def _keep(self, module: _Convolution, inputs: tuple[Tensor, ...]) -> None:
+        """Remember what enters the last convolution that makes the classes; after it only 1×1 ones may follow.
+
+        Where a trunk is as wide as there are classes this cannot be told, and there is no embedding.
+        """
+        if module.out_channels != self._classes:
+            self._seen.clear()
+        elif module.in_channels != self._classes:
+            self._seen[:] = inputs[:1]
+        elif max(module.kernel_size) > 1:
+            self._seen.clear()
 
     def forward(self, image: Tensor) -> Output:
         """Segment images (B, C, *S).
@@ -78,14 +92,12 @@ class Adapter(nn.Module):
         if not isinstance(out, Tensor):
             name = type(self.network).__name__
             raise BenchError(f"model {name} returns {type(out).__name__}, expected one tensor of logits (B, C, *S).")
+        expected = (len(image), self._classes, *image.shape[2:])
+        if out.shape != expected:
+            name = type(self.network).__name__
+            raise BenchError(f"model {name} returns logits of shape {tuple(out.shape)}, expected {expected}.")
         full = embedding is not None and embedding.shape[2:] == out.shape[2:]
         return Output(out.float(), embedding if full else None)
-
-
-def _head(network: nn.Module, num_classes: int) -> nn.Module | None:
-    kinds = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-    heads = [m for m in network.modules() if isinstance(m, kinds) and m.out_channels == num_classes != m.in_channels]
-    return heads[-1] if heads else None
 
 
 def digest(module: nn.Module) -> str:

@@ -1,7 +1,5 @@
 """From specification to module, and the one way in which losses are called."""
 
-import inspect
-
 import monai.losses as monai
 import pytest
 import torch
@@ -82,8 +80,6 @@ def test_monai_losses_take_our_logits_and_labels(name, args):
     logits, target = sample()
     flag = "use_softmax" if name == "FocalLoss" else "softmax"
     options = {k: torch.tensor(v, dtype=torch.float32) if isinstance(v, list) else v for k, v in args.items()}
-    if "ignore_index" in inspect.signature(getattr(monai, name)).parameters:
-        options["ignore_index"] = 255  # with it, MONAI 1.6's FocalLoss no longer divides by the number of classes
     theirs = getattr(monai, name)(to_onehot_y=True, **{flag: True}, **options)(logits, target[:, None])
     assert value(loss).item() == pytest.approx(theirs.item())
 
@@ -93,6 +89,30 @@ def test_monai_losses_ignore_voxels_where_they_can_and_say_so_where_not():
     assert value(dice, ignored=True).item() == pytest.approx(value(Dice(), ignored=True).item(), rel=1e-5)
     with pytest.raises(BenchError, match="ignore"):
         build_loss(spec("dice_ce", "monai.losses:DiceCELoss"), FACTS | {"has_ignored": True})
+
+
+def test_a_monai_loss_without_an_activation_of_its_own_is_refused():
+    with pytest.raises(BenchError, match="applies no activation"):
+        build_loss(spec("u", "monai.losses:AsymmetricUnifiedFocalLoss"), FACTS)
+
+
+def test_needs_may_be_stated_as_names_or_as_a_pair():
+    class Stated(torch.nn.Module):
+        needs = {"valid"}  # noqa: RUF012
+
+    assert needs_of(Stated()) == ({"valid"}, set())
+    Stated.needs = (frozenset({"valid"}), frozenset({"spacing"}))
+    assert needs_of(Stated()) == ({"valid"}, {"spacing"})
+
+
+def test_terms_named_like_columns_of_the_curve_are_refused():
+    class Named(torch.nn.Module):
+        def forward(self, logits, target):
+            return {"loss": logits.mean(), "epoch": logits.mean()}
+
+    logits, target = sample()
+    with pytest.raises(BenchError, match="'epoch'"):
+        evaluate_loss(Named(), logits, target, {})
 
 
 def test_monai_activation_given_by_the_user_stays():

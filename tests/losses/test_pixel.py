@@ -142,11 +142,6 @@ def test_weights_move_with_the_module_but_are_not_saved() -> None:
     assert not loss.state_dict()
 
 
-def test_a_negative_gamma_is_refused() -> None:
-    with pytest.raises(ValueError, match="gamma"):
-        Focal(-1)
-
-
 def test_every_weight_0_is_a_loss_of_0() -> None:
     logits, target = _example(SHAPES[0])
     value = CrossEntropy(torch.zeros(3))(logits.requires_grad_(), target)

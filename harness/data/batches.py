@@ -78,7 +78,7 @@ class TrainSet:
 
     def _slices(self, step: int, size: int, base: dict[str, Any]) -> Batch:
         picks = [self._place(i, base) for i in range(step * size, (step + 1) * size)]
-        index = torch.tensor(picks, device=self._device)
+        index = _onto(torch.tensor(picks), self._device)
         return Batch(self._images[index], self._labels[index].long(), self._spacing[index])
 
     def _place(self, position: int, base: dict[str, Any]) -> int:
@@ -102,7 +102,7 @@ class TrainSet:
             images.append(image[(slice(None), *window)])
             labels.append(label[window])
             picks.append(pick)
-        index = torch.tensor(picks, device=self._device)
+        index = _onto(torch.tensor(picks), self._device)
         return Batch(torch.stack(images), torch.stack(labels).long(), self._spacing[index])
 
     def _corner(self, rng: np.random.Generator, shape: tuple[int, ...], foreground: list[np.ndarray]) -> list[int]:
@@ -118,15 +118,16 @@ class TrainSet:
 def augmented(batch: Batch, how: dict[str, Any], generator: torch.Generator) -> Batch:
     """Rotate, scale, shift and flip images and labels together; then gain and noise on the images.
 
-    Draws come from a CPU generator, so they are the same on every device; images are interpolated linearly, labels by
-    the nearest voxel. Rotation is in the plane of the last two axes. `spacing` is not changed by scaling.
+    Draws but the noise come from a CPU generator, so they are the same on every device; images are interpolated
+    linearly, labels by the nearest voxel. Rotation is in the plane of the last two axes. `spacing` is not changed by
+    scaling.
     """
     image, target = batch.image, batch.target
     count, dims = len(image), image.ndim - 2
     draw = torch.rand(count, 3 + 2 * dims, generator=generator) * 2 - 1
     if how["rotate"] or how["scale"] or how["shift"] or how["flip"]:
         grid = F.affine_grid(
-            _matrices(draw, how, image.shape[2:]).to(image.device), list(image.shape), align_corners=False
+            _onto(_matrices(draw, how, image.shape[2:]), image.device), list(image.shape), align_corners=False
         )
         image = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
         marks = F.grid_sample(
@@ -135,9 +136,11 @@ def augmented(batch: Batch, how: dict[str, Any], generator: torch.Generator) -> 
         target = marks[:, 0].long()
     if how["intensity"]:
         gain = 1 + how["intensity"] * draw[:, 1]
-        image = image * gain.to(image.device).reshape(-1, *[1] * (dims + 1))
+        image = image * _onto(gain, image.device).reshape(-1, *[1] * (dims + 1))
     if how["noise"]:
-        image = image + how["noise"] * torch.randn(image.shape, generator=generator).to(image.device)
+        if image.device.type != "cpu":  # as many numbers as voxels: drawn where they are used
+            generator = torch.Generator(image.device).manual_seed(generator.initial_seed())
+        image = image + how["noise"] * torch.randn(image.shape, generator=generator, device=image.device)
     return Batch(image, target, batch.spacing)
 
 
@@ -169,6 +172,11 @@ def _foreground(label: np.ndarray) -> list[np.ndarray]:
         if len(voxels):
             out.append(voxels[:: max(1, len(voxels) // 4096)])
     return out
+
+
+def _onto(values: Tensor, device: torch.device) -> Tensor:
+    """Send a few numbers to the device without waiting for it: only from pinned memory is the copy asynchronous."""
+    return values if device.type == "cpu" else values.pin_memory().to(device, non_blocking=True)
 
 
 def _generator(stream: str, base: dict[str, Any], key: int) -> torch.Generator:

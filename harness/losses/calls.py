@@ -56,9 +56,7 @@ def evaluate_loss(loss: nn.Module, logits: Tensor, target: Tensor, offered: Mapp
         raise BenchError(f"{name} returns a dict without the key 'loss', found: {', '.join(map(str, terms))}.")
     for key, value in terms.items():
         if key in RESERVED:
-            raise BenchError(
-                f"{name} returns a term called {key!r}, a column of the curve; give it another name."
-            )
+            raise BenchError(f"{name} returns a term called {key!r}, a column of the curve; give it another name.")
         if not isinstance(value, Tensor) or value.ndim != 0:
             found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise BenchError(

@@ -27,12 +27,13 @@ class Plain(nn.Module):
         super().__init__()
         self.trunk = nn.Conv2d(in_channels, width, 3, padding=1)
         self.head = nn.Conv2d(width, num_classes, 1)
-        # registered last and run first
-        self.stem = nn.Conv2d(in_channels, num_classes, 1)
+        # registered last, run before the head
+        self.side = nn.Conv2d(in_channels, num_classes, 1)
 
     def forward(self, image):
-        self.stem(image)
-        return self.head(self.trunk(image).relu())
+        hidden = self.trunk(image).relu()
+        self.side(image)
+        return self.head(hidden)
 
 class AsWide(nn.Module):
     def __init__(self, in_channels, num_classes):

@@ -104,3 +104,7 @@ def test_every_stage_is_used_and_sees_far() -> None:
     changed[0, :, 16, 16] += 10
     moved = (net(changed).logits != net(image).logits).any(1)[0].nonzero()
     assert moved.min() < 16 - 8 and moved.max() > 16 + 8
+    image.requires_grad_()
+    net(image).logits[0, :, 16, 16].sum().backward()  # and the gradient takes the same way back
+    touched = image.grad[0].any(0).nonzero()
+    assert touched.min() < 16 - 8 and touched.max() > 16 + 8

@@ -114,11 +114,11 @@ def load(target: str) -> Any:
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(where)
-        return getattr(module, cls)
-    except AttributeError:
-        raise BenchError(f"{where} has no class {cls!r}.") from None
     except (ImportError, SyntaxError, FileNotFoundError) as error:
         raise BenchError(f"{where} cannot be imported: {error}.") from error
+    if not hasattr(module, cls):
+        raise BenchError(f"{where} has no class {cls!r}.")
+    return getattr(module, cls)
 
 
 def summary(target: str) -> str:

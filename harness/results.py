@@ -222,7 +222,7 @@ def _inputs(suite: Suite, entries: Sequence[Entry]) -> str:
     """Digest of what the report rests on."""
     total = hashlib.sha256(f"{__version__}\n{suite.name}\n{suite.text}".encode())
     for entry in entries:
-        total.update(f"{entry.cell.eval_id} {entry.state} {entry.folder}\n".encode())
+        total.update(f"{entry.cell.eval_id} {entry.state}\n".encode())
         if entry.folder is not None:
             total.update((entry.folder / "record.json").read_bytes())
     return total.hexdigest()

@@ -19,7 +19,7 @@ from harness.errors import BenchError
 from harness.grid import Choice, LossChoice, expand_arguments, expand_losses, label_of
 from harness.losses.needs import MODEL_NEEDS
 from harness.metrics import METRICS
-from harness.models import BARE_MODULE, MODELS, PROVIDED
+from harness.models import BARE_MODULE, MODELS, provided
 from harness.resolve import locate
 from harness.yamlfile import Strict, YamlFile, nearest, read_yaml
 
@@ -324,7 +324,7 @@ def _cell(
 
 def _skip(loss: LossChoice, model: Choice) -> str | None:
     """Why the pair cannot be run: the loss needs what this model does not provide."""
-    lacking = sorted(n for n in loss.needs if n in MODEL_NEEDS and n not in PROVIDED)
+    lacking = sorted(n for n in loss.needs if n in MODEL_NEEDS and n not in provided(model.name))
     return f"{loss.label} needs {', '.join(lacking)}, which {model.name} does not provide" if lacking else None
 
 

@@ -9,5 +9,8 @@ MODELS: dict[str, str] = {
 }
 # A bare name that is not in the table is looked up here: `AttentionUnet`, `SegResNet`, `DynUNet`, ...
 BARE_MODULE = "monai.networks.nets"
-# What every model gives to losses that ask; see harness.losses.needs for all names.
-PROVIDED = frozenset({"embedding", "classify"})
+
+
+def provided(name: str) -> frozenset[str]:
+    """What a model gives to losses that ask (harness.losses.needs has all names); foreign ones do not say their head."""
+    return frozenset({"embedding", "classify"} if name in MODELS else {"embedding"})

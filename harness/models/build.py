@@ -54,7 +54,10 @@ def build_model(
 
 
 class Adapter(nn.Module):
-    """Any network from images to logits; its embedding is what enters the last layer that makes the classes."""
+    """Any network from images to logits; its embedding is what enters the last layer that makes the classes.
+
+    Under autocast the whole network runs in low precision, its head too: only the logits are cast to float32.
+    """
 
     def __init__(self, network: nn.Module, num_classes: int) -> None:
         super().__init__()

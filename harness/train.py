@@ -231,6 +231,7 @@ class Trainer:
         state = self.progress
         content = {
             "train_id": self.cell.train_id,
+            "sources": self._sources(),
             "model": self.model.state_dict(),
             "loss": self.loss.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -238,6 +239,9 @@ class Trainer:
             "progress": {f: getattr(state, f) for f in state.__dataclass_fields__},
         }
         write_atomic(self.path, lambda stream: torch.save(content, stream))
+
+    def _sources(self) -> list[str]:
+        return [self.cell.loss_digest, self.cell.model_source.digest]
 
     def _resume(self) -> bool:
         if self.path is None or not self.path.is_file():
@@ -250,6 +254,8 @@ class Trainer:
             ) from None
         if content["train_id"] != self.cell.train_id:
             raise BenchError(f"{self.path}: the checkpoint is of another cell; remove it to start again.")
+        if content["sources"] != self._sources():
+            return False  # the loss or the model was edited since: half of one and half of another is neither
         self.model.load_state_dict(content["model"])
         self.loss.load_state_dict(content["loss"])
         self.optimizer.load_state_dict(content["optimizer"])

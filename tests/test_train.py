@@ -12,6 +12,7 @@ from torch import nn
 from harness.cell import Cell
 from harness.data.batches import TrainSet
 from harness.data.prepare import Prepared
+from harness.errors import BenchError
 from harness.models.build import digest
 from harness.models.unet import UNet
 from harness.optim import Schedule, make_optimizer
@@ -110,6 +111,28 @@ def test_a_stopped_training_continues_bit_for_bit(cell: Cell, tmp_path: Path, st
     state = second.run()
     assert digest(second.model) == digest(whole.model)
     assert state.curve == whole.progress.curve and state.fingerprints == whole.progress.fingerprints
+
+
+def test_a_checkpoint_of_an_edited_loss_is_not_continued(cell: Cell, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    first: Trainer | None = None
+
+    def stop() -> bool:
+        return first is not None and first.progress.step >= 5
+
+    first = _trainer(cell, hooks=Hooks(stop=stop), checkpoint=path)
+    with pytest.raises(Stopped):
+        first.run()
+    edited = replace(cell, loss_digest="another")
+    seen: list[int] = []
+    _trainer(edited, hooks=Hooks(report=lambda done, total, loss: seen.append(done)), checkpoint=path).run()
+    assert seen == [4, 8, 12]  # from the first step
+
+
+def test_a_damaged_checkpoint_is_named(cell: Cell, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(BenchError, match=r"checkpoint\.pt: damaged checkpoint"):
+        _trainer(cell, checkpoint=tmp_path / "checkpoint.pt").run()
 
 
 def test_a_loss_that_draws_moves_no_other_number(cell: Cell) -> None:

@@ -12,5 +12,5 @@ BARE_MODULE = "monai.networks.nets"
 
 
 def provided(name: str) -> frozenset[str]:
-    """What a model gives to losses that ask (harness.losses.needs has all names); foreign ones do not say their head."""
+    """What a model gives to losses that ask (see harness.losses.needs); foreign ones do not name their head."""
     return frozenset({"embedding", "classify"} if name in MODELS else {"embedding"})

@@ -1,5 +1,6 @@
 """Suites: the grid, identities that hold still, and mistakes named with file, line and the nearest right name."""
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -202,3 +203,17 @@ def test_the_schemas_for_editors_are_current(name: str) -> None:
     from harness.schema import SCHEMAS, path_of, schema_text
 
     assert path_of(name).read_text(encoding="utf-8") == schema_text(SCHEMAS[name]), "run python -m harness.schema"
+
+
+# An id that moves makes every committed record of the suite unfindable. Change these only on purpose, and say why.
+GOLDEN = {
+    "quickstart": "9993f740a88cc357",
+    "hippocampus": "81111b95e4c73760",
+    "synapse": "f7e56691b74b443d",
+}
+
+
+@pytest.mark.parametrize("name", sorted(GOLDEN))
+def test_golden_ids(name: str) -> None:
+    ids = "".join(c.eval_id for c in load_suite(packed("suites") / f"{name}.yaml").cells)
+    assert hashlib.sha256(ids.encode()).hexdigest()[:16] == GOLDEN[name]

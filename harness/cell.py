@@ -102,7 +102,7 @@ class Cell:
             "split": self.data["split"],
             "fold": self.data["fold"],
             "model": self.model | {"label": self.model_label},
-            "loss": self.loss | {"label": self.loss_label},
+            "loss": _identity(self.loss) | {"label": self.loss_label},
             "seed": self.seed,
             "data": self.data,
             "train": self.train,

@@ -52,9 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         sub = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         _suite_arguments(sub)
-        sub.add_argument(
-            "--rerun", choices=("diverged", "stale", "skip", "all"), help="also run cells of this state again"
-        )
+        sub.add_argument("--rerun", choices=("diverged", "stale", "all"), help="also run cells of this state again")
         if name == "run":
             sub.add_argument(
                 "--workers", type=int, metavar="N", help="processes at once (default: all cores, or one on a GPU)"
@@ -147,24 +145,19 @@ def _work(todo: list[Entry], place: Place, args: argparse.Namespace, console: Co
     place = replace(place, device=_device(args.device))
     if args.workers is not None and args.workers < 1:
         raise BenchError(f"--workers {args.workers}: expected at least 1.")
-    workers = args.workers or (1 if place.device != "cpu" else len(os.sched_getaffinity(0)))
-    for entry in todo:  # a cell that is run again starts from nothing where its result is a result
-        if not entry.todo:
-            for path in (entry.cell.eval_folder(args.out) / "record.json", entry.cell.folder(args.out) / "train.json"):
-                path.unlink(missing_ok=True)
+    workers = args.workers or (1 if place.device != "cpu" else _cores())
     run_cells(todo, place, workers, console, args.fail_fast)
 
 
 def _finish(planned: list[tuple[Suite, list[Entry]]], place: Place, args: argparse.Namespace, console: Console) -> int:
     from harness.plan import counts
-    from harness.results import report_suite
 
     bad = False
     for suite, entries in planned:
         states = counts(entries)
         bad |= any(state not in ("ok", "skip", "stale") for state in states)
         console.print(f"{suite.name}: " + ", ".join(f"{n} {state}" for state, n in states.items()), highlight=False)
-        for problem in dict.fromkeys(e.problem for e in entries if e.problem):
+        for problem in dict.fromkeys(e.problem for e in entries if e.problem and e.state != "skip"):
             console.print(f"  left out: {problem}", highlight=False, soft_wrap=True, markup=False)
         if states.get("stale"):
             console.print(
@@ -173,14 +166,19 @@ def _finish(planned: list[tuple[Suite, list[Entry]]], place: Place, args: argpar
             )
         if args.only:
             continue  # a report of a part would replace that of the whole
-        try:
-            page, _ = report_suite(suite, entries, place, args.reports)
-        except OSError as error:
-            raise BenchError(
-                f"the report cannot be written to {args.reports / suite.name}: {error.strerror or error}."
-            ) from None
+        page = _page(suite, entries, place, args.reports)
         console.print(f"  report: {page}", highlight=False, soft_wrap=True)
     return 1 if bad else 0
+
+
+def _page(suite: Suite, entries: list[Entry], place: Place, reports: Path, force: bool = False) -> Path:
+    from harness.results import report_suite
+
+    try:
+        return report_suite(suite, entries, place, reports, force)[0]
+    except OSError as error:
+        reason = error.strerror or error
+        raise BenchError(f"the report cannot be written to {reports / suite.name}: {reason}.") from None
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -251,16 +249,18 @@ def _report(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from harness.cell import Place
-    from harness.results import export_records, report_suite
+    from harness.results import export_records
 
     console = Console()
     place = Place(args.out.resolve(), args.data.resolve() if args.data else None)
+    if args.only:
+        raise BenchError("--only: a report is of a whole suite; a part would replace it.")
     for suite, entries in _load(args):
         _writable(args.reports)
         if args.commit:
             target = args.reports / suite.name / "records"
             console.print(f"{export_records(entries, target)} records in {target}", highlight=False)
-        page, _ = report_suite(suite, entries, place, args.reports, force=True)
+        page = _page(suite, entries, place, args.reports, force=True)
         console.print(f"report: {page}", highlight=False, soft_wrap=True)
     return 0
 
@@ -385,7 +385,7 @@ def _device(asked: str) -> str:
 
     available = torch.cuda.is_available()
     if asked == "auto":
-        return "cuda" if available else "cpu"
+        return "cuda:0" if available else "cpu"
     if not asked.startswith("cuda"):
         raise BenchError(f"--device {asked}: expected auto, cpu, cuda or cuda:N.")
     index = asked.partition(":")[2] or "0"
@@ -393,7 +393,12 @@ def _device(asked: str) -> str:
         raise BenchError(
             f"--device {asked}: torch sees {torch.cuda.device_count() if available else 0} CUDA devices here."
         )
-    return asked
+    return f"cuda:{index}"
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _writable(folder: Path) -> None:

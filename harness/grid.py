@@ -6,14 +6,13 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from harness.errors import BenchError
 from harness.losses import LOSSES
 from harness.losses.needs import FACTS, check_needs
 from harness.resolve import Found, locate
-from harness.yamlfile import KeyPath, YamlFile
+from harness.yamlfile import KeyPath, YamlFile, nearest
 
 SCHEDULES = ("linear", "cosine", "step", "switch")
 
@@ -92,10 +91,13 @@ def expand_losses(entries: list[Any], rule: dict[str, Any] | None, file: YamlFil
         BenchError: With file and line: an unknown loss, argument or schedule, a repeated loss.
     """
     out: list[LossChoice] = []
-    excepted = _excepted(rule, file)
-    for i, entry in enumerate(entries):
-        name, _ = _entry(entry, file, ("losses", i))
-        for choice in _expand(entry, file, ("losses", i)):
+    expanded = [
+        (_entry(e, file, ("losses", i))[0], list(_expand(e, file, ("losses", i)))) for i, e in enumerate(entries)
+    ]
+    known = {name for name, _ in expanded} | {c.label for _, choices in expanded for c in choices}
+    excepted = _excepted(rule, known, file)
+    for i, (name, choices) in enumerate(expanded):
+        for choice in choices:
             if rule is not None and name not in excepted and choice.label not in excepted:
                 choice = _with(choice, rule, file)
             if any(choice.spec == other.spec for other in out):
@@ -142,13 +144,12 @@ def _plain_losses(name: str, args: dict[str, Any], file: YamlFile, where: KeyPat
         if wrong:
             key = next((k for k in choice.args if wrong.startswith(f"unknown argument {k!r}")), None)
             raise file.error((*where, key) if key else where, wrong)
-        yield LossChoice(
-            _spec(found, choice, file.path.parent), label_of(choice), found.digest, frozenset(needs), choice
-        )
+        yield LossChoice(_spec(found, choice), label_of(choice), found.digest, frozenset(needs), choice)
 
 
-def _spec(found: Found, choice: Choice, base: Path) -> dict[str, Any]:
-    return {"name": choice.name, "class": found.target, "args": choice.args, "version": found.version}
+def _spec(found: Found, choice: Choice) -> dict[str, Any]:
+    args = found.normalised(choice.args)
+    return {"name": choice.name, "class": found.target, "args": args, "version": found.version}
 
 
 def _sum(terms: Any, file: YamlFile, where: KeyPath) -> LossChoice:
@@ -194,7 +195,7 @@ def _subsets(args: Any, file: YamlFile, where: KeyPath) -> Iterator[LossChoice]:
                 yield _joined([(p, 1.0) for p in parts])
 
 
-def _excepted(rule: dict[str, Any] | None, file: YamlFile) -> set[str]:
+def _excepted(rule: dict[str, Any] | None, known: set[str], file: YamlFile) -> set[str]:
     if rule is None:
         return set()
     names = rule.get("except", [])
@@ -202,6 +203,9 @@ def _excepted(rule: dict[str, Any] | None, file: YamlFile) -> set[str]:
         raise file.error(("with", "except"), "expected a list of losses.")
     if not isinstance(rule.get("varied"), (int, float)):
         raise file.error(("with", "varied"), "expected the weight of the varied loss, such as {varied: 0.5, ce: 0.5}.")
+    for i, name in enumerate(names):
+        if str(name) not in known:
+            raise file.error(("with", "except", i), f"{name!r} is not one of the losses{nearest(str(name), known)}.")
     return {str(n) for n in names}
 
 
@@ -244,7 +248,8 @@ def _weight_label(weight: Any) -> str:
         return "" if weight == 1 else f"{weight:g}·"
     kind, args = next(iter(weight.items()))
     ends = args if isinstance(args, list) else [args["from"], args["to"]]
-    return f"{kind}({ends[0]:g}→{ends[1]:g})·"
+    rest = "" if isinstance(args, list) else "".join(f", {k} {v:g}" for k, v in args.items() if k in ("at", "every"))
+    return f"{kind}({ends[0]:g}→{ends[1]:g}{rest})·"
 
 
 def _plain(args: dict[str, Any], file: YamlFile, where: KeyPath) -> dict[str, Any]:

@@ -42,8 +42,8 @@ def _learning(loss: nn.Module, inherited: float) -> Iterator[tuple[float, list[n
 class Schedule:
     """Learning-rate factor over the steps of a training.
 
-    poly is (1 - step / steps)^0.9, cosine (1 + cos(π step / steps)) / 2; plateau divides by 10 after 10 epochs in which
-    the training loss was not lower than its best, down to 1e-5 of the base rate.
+    poly is (1 - step / steps)^0.9, cosine (1 + cos(π step / steps)) / 2; plateau divides by 10 after over 10 epochs
+    in which the training loss was not lower than its best, down to 1e-5 of the base rate.
     """
 
     def __init__(self, kind: str, steps: int) -> None:

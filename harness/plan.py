@@ -14,7 +14,6 @@ from harness.records import RETRIED, STATUSES, RunRecord, read_record
 from harness.suite import Suite
 from harness.yamlfile import nearest
 
-RERUN = ("diverged", "stale", "skip", "all")
 _KEYS: dict[str, Callable[[Cell], str]] = {
     "loss": lambda c: c.loss_label,
     "model": lambda c: c.model_label,
@@ -77,6 +76,10 @@ def counts(entries: Iterable[Entry]) -> dict[str, int]:
 
 
 def _entry(cell: Cell, places: list[Path]) -> Entry:
+    """The best that is known of a cell: a result before a stale one, before a failure, before nothing."""
+    if cell.skip:
+        return Entry(cell, "skip", problem=cell.skip)
+    found: list[Entry] = []
     problem = ""
     for place in places:
         folder = cell.eval_folder(place)
@@ -91,10 +94,14 @@ def _entry(cell: Cell, places: list[Path]) -> Entry:
         if record.eval_id != cell.eval_id or record.train_id != cell.train_id:
             problem = f"{path}: the record is of another cell"
             continue
+        if record.status == "skip":
+            continue  # of a loss that asked for more than it does now
         fresh = record.sources == {"loss": cell.loss_digest, "model": cell.model_source.digest}
         state = "stale" if record.status in ("ok", "diverged") and not fresh else record.status
-        return Entry(cell, state, record, folder)
-    return Entry(cell, "missing", problem=problem)
+        found.append(Entry(cell, state, record, folder))
+    order = ("ok", "diverged", "stale")
+    found.sort(key=lambda e: order.index(e.state) if e.state in order else len(order))
+    return found[0] if found else Entry(cell, "missing", problem=problem)
 
 
 def _filtered(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:

@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from harness.records import RunRecord
 
@@ -18,20 +18,19 @@ class RunProgress:
 
     Args:
         total: Number of cells to run.
-        workers: How many run at once.
         console: Where to write.
     """
 
-    def __init__(self, total: int, workers: int, console: Console) -> None:
-        self._total, self._workers, self._console = total, workers, console
+    def __init__(self, total: int, console: Console) -> None:
+        self._total, self._console = total, console
         self._done, self._shares = 0, dict[int, float]()
         self._began = self._line = time.monotonic()
         self._live = console.is_terminal
         self._bars = Progress(
-            TextColumn("{task.description}", table_column=None),
+            TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
             console=console,
             disable=not self._live,
             transient=True,

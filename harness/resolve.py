@@ -11,10 +11,13 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from harness.errors import BenchError
@@ -55,6 +58,11 @@ class Found:
     needs: tuple[tuple[str, bool], ...]
     version: int
     digest: str
+
+    def normalised(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments in the one form that ids are made of: `2` and `2.0` are the same where a float is expected."""
+        floats = {p.name for p in self.params if re.search(r"\bfloat\b", p.annotation)}
+        return {k: float(v) if k in floats and type(v) is int else v for k, v in args.items()}
 
     def check_arguments(self, args: Mapping[str, Any], filled: frozenset[str] = frozenset()) -> str | None:
         """Say what is wrong with keyword arguments, or None; `filled` are names that the harness supplies."""
@@ -104,16 +112,7 @@ def load(target: str) -> Any:
     """
     where, _, cls = target.rpartition(":")
     try:
-        if where.endswith(".py"):
-            # one module per path: a class keeps its identity between cells of one worker
-            name = "bench_user_" + hashlib.sha256(where.encode()).hexdigest()[:12]
-            spec = importlib.util.spec_from_file_location(name, where)
-            if spec is None or spec.loader is None:
-                raise BenchError(f"{where} cannot be loaded as Python.")
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(where)
+        module = _user_module(Path(where)) if where.endswith(".py") else importlib.import_module(where)
     except (ImportError, SyntaxError, FileNotFoundError) as error:
         raise BenchError(f"{where} cannot be imported: {error}.") from error
     if not hasattr(module, cls):
@@ -127,6 +126,30 @@ def summary(target: str) -> str:
     place = _class_in(where, cls)
     text = ast.get_docstring(place.node) if place else None
     return text.splitlines()[0] if text else ""
+
+
+def _user_module(path: Path) -> ModuleType:
+    """Import a user's file once for each state of it: an edited file is another module."""
+    name = "bench_user_" + hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:16]
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise BenchError(f"{path} cannot be loaded as Python.")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # before it runs: dataclasses and pickling look themselves up there
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def current_digest(target: str) -> str:
+    """The digest of a class as its source stands on disk now, past every cache."""
+    for cached in (_read, _tree, _class_in):
+        cached.cache_clear()
+    return _read(target, target).digest
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def _cell_row(entry: Entry) -> dict[str, Any]:
     optimizer = next(iter(entry.cell.train["optimizer"].values()))
     return {
         "status": entry.state,
-        "message": (record.message if record else "") or entry.problem,
+        "message": (record.message if record else "") or entry.problem or "",
         "train_id": entry.cell.train_id,
         "eval_id": entry.cell.eval_id,
         "init": record.fingerprints.get("init", "") if record else "",
@@ -143,7 +143,7 @@ def panels(suite: Suite, entries: Sequence[Entry], place: Place) -> tuple[list[P
         try:
             for case, why in _chosen(ours, first.model_label, first.data["test"]):
                 found.append(_panel(manifest, shown, case, why, place))
-        except (BenchError, FileNotFoundError) as error:
+        except (BenchError, OSError, RuntimeError) as error:
             notes.append(
                 f"No qualitative panels of {manifest.name}: its masks or its labels are not at hand ({error})."
             )
@@ -152,8 +152,12 @@ def panels(suite: Suite, entries: Sequence[Entry], place: Place) -> tuple[list[P
 
 def _chosen(entries: Sequence[Entry], model: str, tests: list[str]) -> list[tuple[str, str]]:
     _, cases, _ = frames([e for e in entries if e.cell.model_label == model])
+    if cases.empty:
+        return []
     dice = cases[(cases["metric"] == "dice") & (cases["status"] != "both_empty") & cases["case"].isin(tests)]
     means = dice.groupby("case")["value"].mean().sort_values(kind="stable")
+    if means.empty:
+        return []
     picks = [(str(means.index[len(means) // 2]), "median Dice"), (str(means.index[0]), "lowest Dice")]
     return picks[: 1 if len(means) == 1 else 2]
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import multiprocessing as mp
 import os
+import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -25,7 +27,9 @@ from harness.data.manifest import load_manifest
 from harness.errors import BenchError
 from harness.plan import Entry
 from harness.progress import RunProgress
-from harness.records import RunRecord
+from harness.records import RETRIED, RunRecord, read_record
+
+Case = tuple[str, str, str]  # manifest, case, view
 
 
 @dataclass
@@ -50,7 +54,7 @@ class Pool:
         context = mp.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, self.place), daemon=True, name=f"bench-{slot}")
-        with _one_thread():
+        with _one_thread(), _deaf_to_ctrl_c():
             process.start()
         theirs.close()
         self.slots[slot] = Worker(process, ours)
@@ -120,14 +124,15 @@ def run_cells(
         KeyboardInterrupt: After Ctrl-C, when all checkpoints are written.
     """
     cells = [e.cell for e in entries]
+    fresh = {e.cell.eval_id for e in entries if not e.todo}  # finished ones that were asked for again
     workers = max(1, min(workers, len(cells)))
     pool = Pool(place)
     records: list[RunRecord] = []
     clean = False
     try:
         faults = _prepare_all(cells, pool, workers, console)
-        with RunProgress(len(cells), workers, console) as progress:
-            for record in _dispatch(cells, pool, workers, progress, faults):
+        with RunProgress(len(cells), console) as progress:
+            for record in _dispatch(cells, fresh, pool, workers, progress, faults):
                 records.append(record)
                 if fail_fast and record.status in ("error", "oom", "timeout", "diverged"):
                     break
@@ -137,15 +142,13 @@ def run_cells(
     return records
 
 
-def _prepare_all(cells: list[Cell], pool: Pool, workers: int, console: Console) -> dict[tuple[str, str], str]:
+def _prepare_all(cells: list[Cell], pool: Pool, workers: int, console: Console) -> dict[Case, str]:
     """Preprocess every case once, in parallel; returns the faults by (manifest, case)."""
-    jobs: dict[tuple[str, str, str], tuple[str, str, dict[str, Any]]] = {}
+    jobs: dict[Case, tuple[str, str, dict[str, Any]]] = {}
     for cell in cells:
         for case in [] if cell.skip else [*cell.data["train"], *cell.data["val"], *cell.data["test"]]:
-            jobs.setdefault(
-                (cell.manifest_path, case, repr(cell.data["view"])), (cell.manifest_path, case, cell.data["view"])
-            )
-    faults: dict[tuple[str, str], str] = {}
+            jobs.setdefault(_key(cell, case), (cell.manifest_path, case, cell.data["view"]))
+    faults: dict[Case, str] = {}
     queue = deque(jobs.values())
     running: dict[int, tuple[str, str, dict[str, Any]]] = {}
     began = time.monotonic()
@@ -158,53 +161,64 @@ def _prepare_all(cells: list[Cell], pool: Pool, workers: int, console: Console) 
                     running[slot] = queue.popleft()
                     _send(pool.slots[slot], ("prepare", running[slot]))
             for slot, message in _messages(pool, 0.5):
-                path, case, _ = running.pop(slot)
+                job = running.pop(slot, None)
                 if message is None:
-                    faults[(path, case)] = (
-                        f"case {case}: the process that prepared it died ({_cause(pool.slots[slot])})"
-                    )
+                    cause = _cause(pool.slots[slot])
                     pool.start(slot)
-                elif message[1] is not None:
-                    faults[(path, case)] = message[1]
+                    if job is None:
+                        raise BenchError(f"a worker process died before it had anything to do ({cause}).")
+                    faults[_of(job)] = f"case {job[1]}: the process that prepared it died ({cause})"
+                elif job is not None and message[1] is not None:
+                    faults[_of(job)] = message[1]
     if time.monotonic() - began > 5:
         console.print(f"prepared {len(jobs)} cases in {time.monotonic() - began:.0f} s", highlight=False)
     return faults
 
 
 def _dispatch(
-    cells: list[Cell], pool: Pool, workers: int, progress: RunProgress, faults: dict[tuple[str, str], str]
+    cells: list[Cell],
+    fresh: set[str],
+    pool: Pool,
+    workers: int,
+    progress: RunProgress,
+    faults: dict[Case, str],
 ) -> Iterator[RunRecord]:
-    queue = deque(enumerate(cells))
-    busy: set[int] = set()
+    queue = list(cells)
+    busy: dict[int, str] = {}  # slot → training; two evaluations of one training take turns
     while queue or busy:
         for slot in range(workers):
-            while queue and slot not in busy:
-                _, cell = queue.popleft()
+            while slot not in busy:
+                cell = next((c for c in queue if c.train_id not in busy.values()), None)
+                if cell is None:
+                    break
+                queue.remove(cell)
                 fault = _fault_of(cell, faults)
                 if fault:
                     yield _finish(cell, slot, _failed(cell, pool.place, "error", fault), progress)
                     continue
-                _begin(pool, slot, cell, progress)
-                busy.add(slot)
+                _begin(pool, slot, cell, cell.eval_id in fresh, progress)
+                busy[slot] = cell.train_id
         for slot, record in _collect(pool, progress):
-            busy.discard(slot)
+            busy.pop(slot, None)
             yield record
 
 
-def _begin(pool: Pool, slot: int, cell: Cell, progress: RunProgress) -> None:
-    worker = pool.slots[slot]
-    if not worker.process.is_alive():
+def _begin(pool: Pool, slot: int, cell: Cell, fresh: bool, progress: RunProgress) -> None:
+    worker = pool.slots.get(slot)
+    if worker is None or not worker.process.is_alive():
         worker = pool.start(slot)
     worker.cell = cell
     worker.deadline = time.monotonic() + cell.timeout if cell.timeout else None
     progress.started(slot, cell.title)
-    _send(worker, ("cell", cell))
+    _send(worker, ("cell", (cell, fresh)))
 
 
 def _collect(pool: Pool, progress: RunProgress) -> Iterator[tuple[int, RunRecord]]:
     for slot, message in _messages(pool, 0.2):
         worker = pool.slots[slot]
         if worker.cell is None:
+            if message is None:
+                del pool.slots[slot]  # died while idle; the next cell of this slot starts another
             continue
         if message is None:
             reason = f"its worker process died ({_cause(worker)})"
@@ -214,11 +228,13 @@ def _collect(pool: Pool, progress: RunProgress) -> Iterator[tuple[int, RunRecord
             progress.moved(slot, *message[1])
         else:
             cell, worker.cell = worker.cell, None
+            if pool.place.device != "cpu" and message[1].status in ("error", "oom"):
+                _end_now(worker)  # after a fault on the device nothing works in its process any more
+                del pool.slots[slot]
             yield slot, _finish(cell, slot, message[1], progress)
     for slot, worker in list(pool.slots.items()):
         if worker.cell is not None and worker.deadline is not None and time.monotonic() > worker.deadline:
-            worker.process.kill()
-            worker.process.join()
+            _end_now(worker)
             reason = f"not finished after {worker.cell.timeout:g} s"
             yield slot, _ended(pool, slot, "timeout", reason, progress)
             pool.start(slot)
@@ -236,7 +252,11 @@ def _finish(cell: Cell, slot: int, record: RunRecord, progress: RunProgress) -> 
 
 
 def _failed(cell: Cell, place: Place, status: str, message: str) -> RunRecord:
-    """The record of a cell that could not write its own."""
+    """The record of a cell that could not write its own; one that is there and finished stays."""
+    with contextlib.suppress(BenchError):
+        there = read_record(cell.eval_folder(place.out) / "record.json")
+        if there.status not in RETRIED:
+            return there
     sources = {"loss": cell.loss_digest, "model": cell.model_source.digest}
     record = RunRecord(cell.train_id, cell.eval_id, status, message, cell.described(), sources=sources)
     with contextlib.suppress(OSError):  # the message still reaches the user, and the same command runs the cell again
@@ -245,9 +265,22 @@ def _failed(cell: Cell, place: Place, status: str, message: str) -> RunRecord:
     return record
 
 
-def _fault_of(cell: Cell, faults: dict[tuple[str, str], str]) -> str | None:
+def _key(cell: Cell, case: str) -> Case:
+    return cell.manifest_path, case, repr(cell.data["view"])
+
+
+def _of(job: tuple[str, str, dict[str, Any]]) -> Case:
+    return job[0], job[1], repr(job[2])
+
+
+def _end_now(worker: Worker) -> None:
+    worker.process.kill()
+    worker.process.join()
+
+
+def _fault_of(cell: Cell, faults: dict[Case, str]) -> str | None:
     for case in [*cell.data["train"], *cell.data["val"], *cell.data["test"]]:
-        fault = faults.get((cell.manifest_path, case))
+        fault = faults.get(_key(cell, case))
         if fault and not cell.skip:
             return fault
     return None
@@ -276,6 +309,19 @@ def _cause(worker: Worker) -> str:
         return f"exit code {code}"
     hint = ", often the system's answer to too little memory" if code == -9 else ""
     return f"signal {-code}{hint}"
+
+
+@contextlib.contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Children ignore Ctrl-C from their first moment: it reaches the whole group, and the parent decides."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

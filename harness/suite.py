@@ -99,6 +99,8 @@ class Train(Strict):
                 raise ValueError(f"{name} has no argument {key!r}{nearest(key, allowed[name])}; it has: {known}")
         if not isinstance(args.get("lr"), (int, float)) or args["lr"] <= 0:
             raise ValueError(f"{name} needs a learning rate `lr` above 0")
+        if args.get("nesterov") and not args.get("momentum"):
+            raise ValueError("nesterov needs a momentum above 0")
         return value
 
 
@@ -128,7 +130,7 @@ class Quick(Strict):
 class SuiteFile(Strict):
     """The schema of `suites/*.yaml`."""
 
-    suite: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    suite: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     description: str = ""
     data: DataEntry | list[DataEntry]
     models: list[str | dict[str, Any]] = Field(min_length=1)
@@ -190,6 +192,10 @@ def load_suite(path: str | Path, quick: bool = False) -> Suite:
     entries = spec.data if isinstance(spec.data, list) else [spec.data]
     manifests: dict[str, Manifest] = {}
     cells: list[Cell] = []
+    if quick:  # all data sets become the phantom, which has no validation cases
+        views = {("slices" if e.slices else "patches"): e for e in reversed(entries)}
+        entries = [e for e in entries if any(e is v for v in views.values())]
+        spec = spec.model_copy(update={"select": "last"})
     for i, entry in enumerate(entries):
         where = ("data", i) if isinstance(spec.data, list) else ("data",)
         manifest = _manifest("phantom" if quick else entry.manifest, file, where)
@@ -262,7 +268,8 @@ def _models(spec: SuiteFile, file: YamlFile) -> list[tuple[Choice, SourceInfo]]:
             if wrong:
                 key = next((k for k in choice.args if f"{k!r}" in wrong), None)
                 raise file.error((*where, key) if key else where, wrong)
-            out.append((choice, SourceInfo(found.target, found.version, found.digest)))
+            fixed = Choice(choice.name, found.normalised(choice.args))
+            out.append((fixed, SourceInfo(found.target, found.version, found.digest)))
     return out
 
 
@@ -329,11 +336,13 @@ def _skip(loss: LossChoice, model: Choice) -> str | None:
 
 
 def _check_unique(cells: list[Cell], file: YamlFile) -> None:
-    seen: dict[str, Cell] = {}
+    seen: dict[object, Cell] = {}
     for cell in cells:
-        other = seen.setdefault(cell.train_id, cell)
-        if other is not cell:
-            raise file.error(("losses",), f"{cell.title} and {other.title} are the same training; keep one.")
+        place = (cell.dataset, cell.data["split"], cell.data["fold"], cell.model_label, cell.loss_label, cell.seed)
+        if seen.setdefault(cell.train_id, cell) is not cell:
+            raise file.error(("losses",), f"{cell.title} stands in the grid twice; keep one.")
+        if seen.setdefault(place, cell) is not cell:
+            raise file.error((), f"two cells would both be called {cell.title}; put them into suites of their own.")
 
 
 def _check_metrics(spec: SuiteFile, file: YamlFile, losses: set[str]) -> None:

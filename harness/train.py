@@ -43,6 +43,7 @@ class Progress:
 
     step: int = 0
     seconds: float = 0.0
+    aside: float = 0.0  # of these, spent on validation and checkpoints
     sums: dict[str, Tensor] = field(default_factory=dict)
     curve: list[dict[str, Any]] = field(default_factory=list)
     fingerprints: dict[str, str] = field(default_factory=dict)
@@ -189,9 +190,11 @@ class Trainer:
     def _validate(self) -> dict[str, float]:
         if self.hooks.validate is None:
             return {}
+        began = time.monotonic()
         self.model.eval()
         values = self.hooks.validate(self.model)
         self.model.train()
+        self.progress.aside += time.monotonic() - began
         self._keep_best(values)
         return {f"val_{name}": value for name, value in values.items()}
 
@@ -202,6 +205,8 @@ class Trainer:
         from harness.metrics import METRICS
 
         name = select.removeprefix("best:").removesuffix("@val")
+        if name not in values:
+            return  # no class of any validation case was there, or predicted
         value = values[name] if METRICS[name].higher_is_better else -values[name]
         if state.best_value is None or value > state.best_value:
             state.best_value = value
@@ -222,6 +227,7 @@ class Trainer:
             self.progress.seconds = self._before + now - self._began
             self._save()
             self._saved = time.monotonic()
+            self.progress.aside += self._saved - now
         if stop:
             raise Stopped
 
@@ -247,7 +253,7 @@ class Trainer:
         if self.path is None or not self.path.is_file():
             return False
         try:
-            content = torch.load(self.path, map_location=self.device, weights_only=True)
+            content = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for a damaged file; training then starts anew
             raise BenchError(
                 f"{self.path}: damaged checkpoint ({type(error).__name__}); remove it to start again."
@@ -261,4 +267,6 @@ class Trainer:
         self.optimizer.load_state_dict(content["optimizer"])
         self.schedule.restore(content["schedule"])
         self.progress = Progress(**content["progress"])
+        # the optimizer's step counters stay on the CPU, where reading them waits for nothing
+        self.progress.sums = {k: v.to(self.device) for k, v in self.progress.sums.items()}
         return True

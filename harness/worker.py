@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import hashlib
 import os
 import platform
 import resource
@@ -12,13 +13,15 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from harness.cell import Cell, Place
 from harness.data.batches import TrainSet
@@ -31,6 +34,7 @@ from harness.metrics import METRICS
 from harness.models.build import build_model, digest
 from harness.predict import predict_case
 from harness.records import CASE_COLUMNS, RETRIED, RunRecord, read_record, write_atomic, write_rows
+from harness.resolve import current_digest
 from harness.score import mean_of, score_case
 from harness.seeds import seed_of
 from harness.train import Hooks, Stopped, Trainer
@@ -46,6 +50,7 @@ class Cases:
         self._key: str | None = None
         self._train: TrainSet | None = None
         self._counts: list[int] = []
+        self.fingerprint = ""
 
     def load(self, manifest: Manifest, names: list[str], view: dict[str, Any]) -> list[Prepared]:
         """Load cases, preprocessing what the cache lacks."""
@@ -60,6 +65,7 @@ class Cases:
             self._train = None
             cases = self.load(manifest, cell.data["train"], cell.data["view"])
             self._counts = class_counts(cases, len(manifest.classes) + 1)
+            self.fingerprint = fingerprint(part for c in cases for part in (c.image, c.label))
             device = torch.device(self._place.device)
             self._train, self._key = TrainSet(cases, cell.data["view"], cell.train["augment"], device), key
         return self._train, self._counts
@@ -71,20 +77,29 @@ def run_cell(
     cases: Cases | None = None,
     report: Report = lambda done, total, loss: None,
     stop: Callable[[], bool] = lambda: False,
+    fresh: bool = False,
 ) -> RunRecord:
     """Train and evaluate one cell: the unit of everything.
 
     Never raises for what a cell can do wrong: the record says it. A finished cell is returned as it is, an unfinished
-    one continues from its checkpoint.
+    one continues from its checkpoint; `fresh` forgets what is there, when the cell's turn has come.
     """
     folder = cell.eval_folder(place.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _claim(cell.folder(place.out)) as mine:
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            mine = stack.enter_context(_claim(folder.parent))
+        except OSError as error:
+            return _record(cell, "error", _os_sentence(error))
         if not mine:
             return _record(cell, "interrupted", "another process is running this cell")
-        done = folder / "record.json"
-        if done.is_file() and (record := read_record(done)).status not in RETRIED:
-            return record
+        if fresh:
+            for path in (folder / "record.json", folder.parent / "train.json", folder.parent / "checkpoint.pt"):
+                path.unlink(missing_ok=True)
+        if (done := finished(cell, place.out)) is not None:
+            return done
+        for left in folder.parent.glob(".*.??????*"):  # temporary files of a process that was killed
+            left.unlink(missing_ok=True)
         try:
             record = _run(cell, place, cases or Cases(place), report, stop)
         except Stopped:
@@ -107,6 +122,8 @@ def run_cell(
 def _run(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callable[[], bool]) -> RunRecord:
     if cell.skip:
         return _record(cell, "skip", cell.skip)
+    if digest_of(cell.loss) != cell.loss_digest or current_digest(cell.model_source.target) != cell.model_source.digest:
+        raise BenchError("the source of the loss or of the model was edited after the run was planned; run it again")
     folder = cell.folder(place.out)
     manifest = load_manifest(cell.manifest_path, Path(cell.manifest_path).parent)
     device = torch.device(place.device)
@@ -121,8 +138,13 @@ def _run(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callable[
         (folder / "checkpoint.pt").unlink(missing_ok=True)
     if record.status != "ok":
         return replace(record, eval_id=cell.eval_id)
-    seconds = _evaluate(cell, place, cases, manifest, model)
-    return replace(record, eval_id=cell.eval_id, cost=record.cost | {"eval_s": seconds})
+    seconds, tested = _evaluate(cell, place, cases, manifest, model)
+    return replace(
+        record,
+        eval_id=cell.eval_id,
+        cost=record.cost | {"eval_s": seconds},
+        fingerprints=record.fingerprints | {"test_data": tested},
+    )
 
 
 def _model(cell: Cell, manifest: Manifest) -> torch.nn.Module:
@@ -157,6 +179,7 @@ def _train(
         "class_counts": counts,
         "has_ignored": manifest.spec.ignore is not None,
     }
+    _reset_peak(device)
     torch.manual_seed(seed_of("loss", cell.seed_base))
     loss = build_loss(cell.loss, facts)
     hooks = Hooks(report, stop, _validation(cell, cases, manifest, device))
@@ -165,21 +188,23 @@ def _train(
     state = trainer.run()
     columns = list(dict.fromkeys(key for row in state.curve for key in row))
     write_rows(folder / "curve.csv", columns, state.curve)
+    if not state.diverged and not all(bool(torch.isfinite(v).all()) for v in model.state_dict().values()):
+        state.diverged = "the trained weights are not finite numbers"
     if not state.diverged:
         weights = {k: v.cpu() for k, v in model.state_dict().items()}
         write_atomic(folder / "weights.pt", lambda stream: torch.save(weights, stream))
     _log(folder, state.diverged or f"trained in {state.seconds:.1f} s")
     cost = {
         "train_s": state.seconds,
-        "step_ms": 1000 * state.seconds / max(state.step, 1),
-        "peak_rss_mb": _peak_rss(),
+        "step_ms": 1000 * (state.seconds - state.aside) / max(state.step, 1),
+        "peak_rss_mb": _peak(device),
         "parameters": sum(p.numel() for p in model.parameters()),
         "steps": state.step,
     }
     return replace(
         _record(cell, "diverged" if state.diverged else "ok", state.diverged),
         eval_id="",
-        fingerprints=state.fingerprints,
+        fingerprints=state.fingerprints | {"train_data": cases.fingerprint},
         weights=digest(model),
         cost=cost,
         environment=_environment(device),
@@ -197,7 +222,7 @@ def _validation(
         wanted = [m for m in wanted if METRICS[m].unit_kind != "distance"]  # only watched: the cheap ones
 
     def validate(model: torch.nn.Module) -> dict[str, float]:
-        rows = [row for case in held for row in _score(cell, case, manifest, model, device)[1]]
+        rows = [row for case in held for row in _score(cell, case, manifest, model, device, wanted)[1]]
         found = {name: mean_of(rows, name) for name in wanted}
         return {name: value for name, value in found.items() if value is not None}
 
@@ -205,7 +230,12 @@ def _validation(
 
 
 def _score(
-    cell: Cell, case: Prepared, manifest: Manifest, model: torch.nn.Module, device: torch.device
+    cell: Cell,
+    case: Prepared,
+    manifest: Manifest,
+    model: torch.nn.Module,
+    device: torch.device,
+    metrics: Sequence[str],
 ) -> tuple[Any, list[dict[str, Any]]]:
     prediction = predict_case(
         model,
@@ -225,23 +255,25 @@ def _score(
         "patient": manifest.patient_of(case.case),
         "case": case.case,
     }
-    return prediction, score_case(prediction, case, manifest.classes, cell.metrics, about)
+    return prediction, score_case(prediction, case, manifest.classes, metrics, about)
 
 
-def _evaluate(cell: Cell, place: Place, cases: Cases, manifest: Manifest, model: torch.nn.Module) -> float:
+def _evaluate(cell: Cell, place: Place, cases: Cases, manifest: Manifest, model: torch.nn.Module) -> tuple[float, str]:
     began = time.monotonic()
     masks = cell.eval_folder(place.out) / "masks"
     masks.mkdir(exist_ok=True)
     model.eval()
     device = torch.device(place.device)
     rows: list[dict[str, Any]] = []
+    tested: list[Any] = []
     for name in cell.data["test"]:
         (case,) = cases.load(manifest, [name], cell.data["view"])
-        prediction, scored = _score(cell, case, manifest, model, device)
+        prediction, scored = _score(cell, case, manifest, model, device, cell.metrics)
+        tested.append(case.reference)
         rows += scored
         _write_mask(masks / f"{name}.nii.gz", prediction, case)
     write_rows(cell.eval_folder(place.out) / "cases.csv", CASE_COLUMNS, rows)
-    return time.monotonic() - began
+    return time.monotonic() - began, fingerprint(tested)
 
 
 def _write_mask(path: Path, prediction: Any, case: Prepared) -> None:
@@ -259,6 +291,31 @@ def _write_mask(path: Path, prediction: Any, case: Prepared) -> None:
         part.unlink(missing_ok=True)
         raise OSError(errno.EIO, f"the mask cannot be written ({_last_line(error)})", str(path)) from None
     os.replace(part, path)
+
+
+def finished(cell: Cell, out: Path) -> RunRecord | None:
+    """The record of a cell that needs no more work; one that is damaged, or was skipped before, is none."""
+    try:
+        record = read_record(cell.eval_folder(out) / "record.json")
+    except BenchError:
+        return None
+    return None if record.status in RETRIED or (record.status == "skip" and not cell.skip) else record
+
+
+def digest_of(loss: dict[str, Any]) -> str:
+    """Digest of the sources of a loss and of all its parts, as they stand on disk now."""
+    if "sum" in loss:
+        return "+".join(digest_of(term["loss"]) for term in loss["sum"])
+    return current_digest(loss["class"])
+
+
+def fingerprint(arrays: Iterable[NDArray[Any]]) -> str:
+    """SHA-256 of arrays, one after the other."""
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(repr(array.shape).encode())
+        total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()
 
 
 def _record(cell: Cell, status: str, message: str) -> RunRecord:
@@ -309,9 +366,22 @@ def _environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _peak_rss() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
+def _reset_peak(device: torch.device) -> None:
+    """Forget the peak memory of the cells before; on a CPU this is Linux's to offer."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak(device: torch.device) -> float:
+    """Peak memory in MB since the reset: of the GPU's allocator, or resident memory of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return float(next(t for t in lines if t.startswith("VmHWM")).split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
 def _log(folder: Path, text: str) -> None:
@@ -367,7 +437,8 @@ def worker_main(connection: Connection, place: Place) -> None:
                 except OSError:  # the parent is gone: keep the checkpoint and end
                     stopping = True
 
-            record = run_cell(payload, place, cases, report, lambda: stopping)
+            cell, fresh = payload
+            record = run_cell(cell, place, cases, report, lambda: stopping, fresh)
             connection.send(("record", record))
 
 
@@ -388,7 +459,7 @@ def _settle(device: str) -> None:
     torch.set_flush_denormal(True)  # saturated networks make denormals, and those are slow
     if device.startswith("cuda"):
         torch.cuda.set_device(torch.device(device))
-        # operations without a deterministic form warn once and are named in the log
+        # operations without a deterministic form warn
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
 

@@ -108,6 +108,31 @@ def test_ids_ignore_prose_and_order_and_move_with_what_decides_numbers(tmp_path:
     assert set(ids(quick=True).values()) & set(base.values()) == set()
 
 
+def test_equal_numbers_have_equal_ids(tmp_path: Path) -> None:
+    one, two = (
+        suite(tmp_path, BASE.replace("[dice, ce]", f"[dice, focal: {{gamma: {g}}}]")).cells[2] for g in ("2", "2.0")
+    )
+    assert one.train_id == two.train_id
+
+
+def test_two_cells_never_share_a_name(tmp_path: Path) -> None:
+    sums = [f"sum: [{{loss: dice}}, {{loss: ce, weight: {{switch: {{at: {a}, from: 0, to: 1}}}}}}]" for a in (0.3, 0.5)]
+    assert len(set(labels(tmp_path, f"[{', '.join(sums)}]"))) == 2
+    twice = "data:\n  - {manifest: phantom, split: default, slices: {size: [64, 64]}}\n  - {manifest: phantom, split: default, slices: {size: [96, 96]}}"
+    with pytest.raises(BenchError, match="two cells would both be called"):
+        suite(tmp_path, BASE.replace("data: {manifest: phantom, split: default, slices: {size: [64, 64]}}", twice))
+    assert (
+        len(
+            suite(
+                tmp_path,
+                BASE.replace("data: {manifest: phantom, split: default, slices: {size: [64, 64]}}", twice),
+                quick=True,
+            ).cells
+        )
+        == 4
+    )
+
+
 def test_seeds_never_depend_on_the_loss(tmp_path: Path) -> None:
     by_seed: dict[int, set[str]] = {}
     for cell in suite(tmp_path).cells:
@@ -143,6 +168,9 @@ def test_seeds_never_depend_on_the_loss(tmp_path: Path) -> None:
         ("seeds: 2", "seeds: 2\nselect: best:dice@val", "needs validation cases, and split 'default' has none"),
         ("seeds: 2", "sedes: 2", "toy.yaml:5: sedes: unknown key (did you mean 'seeds'?)"),
         ("slices: {size: [64, 64]}", "slices: {size: [64, 64]}, patches: {size: [8, 8, 8]}", "give either `slices"),
+        ("seeds: 2", "with: {varied: 0.5, ce: 0.5, except: [dicee]}", "with.except[0]: 'dicee' is not one of the losses (did you mean 'dice'?)"),
+        ("sgd: {lr: 1e-2}", "sgd: {lr: 1e-2, nesterov: true}", "nesterov needs a momentum"),
+        ("suite: toy", "suite: ..", "toy.yaml:1: suite"),
         ("suite: toy", "suite: toy: [", "toy.yaml:1: not valid YAML"),
     ],
 )  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,8 @@ class Phantom:
     """The embedded procedural abdominal CT: nothing to download."""
 
     def __init__(self, manifest: Manifest, root: Path | None, *, shape: list[int], seed: int) -> None:
+        if len(shape) != 3:
+            raise manifest.file.error(("layout", "phantom", "shape"), f"expected [z, y, x], found {shape}.")
         self._manifest, self._seed = manifest, seed
         self._shape = (shape[0], shape[1], shape[2])
 
@@ -110,6 +113,11 @@ class Files:
         self._root = _root(manifest, root)
         self._images = [image] if isinstance(image, str) else list(image)
         self._label = label
+        for pattern in (*self._images, label):
+            if re.sub(r"\{case\}", "", pattern).count("{") or "{case}" not in pattern:
+                raise manifest.file.error(
+                    ("layout", "files"), f"{pattern!r} must contain {{case}} and no other braces."
+                )
         if len(self._images) != len(manifest.spec.modalities):
             raise manifest.file.error(
                 ("layout",), f"{len(self._images)} image patterns, {len(manifest.spec.modalities)} modalities."
@@ -203,9 +211,8 @@ def _assemble(manifest: Manifest, images: list[Path], label: Path) -> Volume:
         raise BenchError(
             f"{images[0]}: {len(channels)} channels, the manifest names {len(manifest.spec.modalities)} modalities."
         )
-    geometry = read[0]
-    if geometry.GetDimension() == 3:
-        _same_grid(images[0], geometry, label, truth)
+    for path, image in zip(images, read, strict=True):
+        _same_grid(path, image, label, truth)
     spacing = truth.GetSpacing()[::-1]
     return Volume(
         np.stack(channels),
@@ -250,12 +257,18 @@ def _check_nifti(path: Path) -> None:
 
 def _same_grid(path: Path, image: Any, label_path: Path, label: Any) -> None:
     for name, a, b in (
-        ("spacing", image.GetSpacing(), label.GetSpacing()),
-        ("origin", image.GetOrigin(), label.GetOrigin()),
-        ("direction", image.GetDirection(), label.GetDirection()),
+        ("spacing", image.GetSpacing()[:3], label.GetSpacing()),
+        ("origin", image.GetOrigin()[:3], label.GetOrigin()),
+        ("direction", _direction(image), label.GetDirection()),
     ):
         if not np.allclose(a, b, atol=1e-3):
             raise BenchError(f"{path}: {name} {_round(a)} differs from {_round(b)} of its label {label_path.name}.")
+
+
+def _direction(image: Any) -> tuple[float, ...]:
+    """Direction cosines of the three spatial axes, also of an image with a fourth axis of modalities."""
+    n = image.GetDimension()
+    return tuple(float(v) for v in np.reshape(image.GetDirection(), (n, n))[:3, :3].ravel())
 
 
 def _remap(manifest: Manifest, values: NDArray[Any], path: Path) -> NDArray[np.uint8]:

@@ -89,6 +89,23 @@ class ManifestFile(Strict):
             raise ValueError("labels map each class to its own positive value in the files; 0 is the background")
         return labels
 
+    @field_validator("cases")
+    @classmethod
+    def _names(cls, cases: list[str]) -> list[str]:
+        for case in cases:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", case):
+                raise ValueError(f"case {case!r} names a file: letters, digits, '_', '.' and '-' only")
+        return cases
+
+    @field_validator("patient")
+    @classmethod
+    def _pattern(cls, patient: str | None) -> str | None:
+        try:
+            re.compile(patient or "")
+        except re.error as error:
+            raise ValueError(f"not a regular expression ({error})") from None
+        return patient
+
     @model_validator(mode="after")
     def _consistent(self) -> ManifestFile:
         if len(self.layout) != 1 or next(iter(self.layout)) not in LAYOUTS:
@@ -196,6 +213,8 @@ class Manifest:
             for case in getattr(parts, part):
                 if case not in self.spec.cases:
                     raise self.file.error(("splits", split, part), f"case {case!r} is not in `cases`.")
+                if getattr(parts, part).count(case) > 1:
+                    raise self.file.error(("splits", split, part), f"case {case!r} stands here twice.")
                 patient = self.patient_of(case)
                 before, other = owner.setdefault(patient, (part, case))
                 if before != part:

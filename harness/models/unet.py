@@ -18,6 +18,7 @@ _NORM: dict[tuple[str, int], Callable[[int], nn.Module]] = {
     ("instance", 2): partial(nn.InstanceNorm2d, affine=True),
     ("instance", 3): partial(nn.InstanceNorm3d, affine=True),
 }
+_ACT: dict[str, Callable[..., nn.Module]] = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU}
 _POOL = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 _UP = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
@@ -34,10 +35,12 @@ class UNet(nn.Module):
         spatial_dims: 2 or 3.
         width: Channels of the first stage; each further stage doubles them.
         depth: Number of stages; the input's size must be divisible by 2^(depth - 1).
-        norm: "batch" as in the survey, or "instance", which learns faster in short trainings.
+        norm: "batch" as in the survey, or "instance".
+        act: "relu" as in the survey, or "leaky_relu" as in nnU-Net. With few features all of them can be 0 at the rare
+            classes after ReLU, and no gradient brings them back: plain cross-entropy then predicts background alone.
 
     Raises:
-        ValueError: `spatial_dims`, `depth`, `width` or `norm` is none of these.
+        ValueError: `spatial_dims`, `depth`, `width`, `norm` or `act` is none of these.
     """
 
     channels_last = True  # safe on a CPU, and faster; see harness.predict.memory_format
@@ -50,10 +53,13 @@ class UNet(nn.Module):
         width: int = 64,
         depth: int = 5,
         norm: Literal["batch", "instance"] = "batch",
+        act: Literal["relu", "leaky_relu"] = "relu",
     ) -> None:
         super().__init__()
         if norm not in ("batch", "instance"):
             raise ValueError(f"norm must be 'batch' or 'instance', found {norm!r}")
+        if act not in _ACT:
+            raise ValueError(f"act must be one of {', '.join(_ACT)}, found {act!r}")
         if spatial_dims not in _CONV or depth < 2 or width < 1:
             raise ValueError(
                 f"expected spatial_dims 2 or 3, depth >= 2 and width >= 1, found {spatial_dims}, {depth}, {width}"
@@ -62,12 +68,15 @@ class UNet(nn.Module):
         channels = [width * 2**i for i in range(depth)]
         self.pool = _POOL[spatial_dims](2)
         self.encoder = nn.ModuleList(
-            _stage(norm, spatial_dims, in_channels if i == 0 else channels[i - 1], c) for i, c in enumerate(channels)
+            _stage(norm, act, spatial_dims, in_channels if i == 0 else channels[i - 1], c)
+            for i, c in enumerate(channels)
         )
         self.up = nn.ModuleList(
             _UP[spatial_dims](channels[i + 1], channels[i], kernel_size=2, stride=2) for i in range(depth - 1)
         )
-        self.decoder = nn.ModuleList(_stage(norm, spatial_dims, 2 * channels[i], channels[i]) for i in range(depth - 1))
+        self.decoder = nn.ModuleList(
+            _stage(norm, act, spatial_dims, 2 * channels[i], channels[i]) for i in range(depth - 1)
+        )
         self.head = _CONV[spatial_dims](width, num_classes, kernel_size=1)
 
     def classify(self, embedding: Tensor) -> Tensor:
@@ -95,9 +104,9 @@ class UNet(nn.Module):
         return Output(self.classify(x), x, self.classify)
 
 
-def _stage(norm: str, dims: int, inner: int, outer: int) -> nn.Sequential:
+def _stage(norm: str, act: str, dims: int, inner: int, outer: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for channels in (inner, outer):
         # a bias before BatchNorm would be removed by it again, but the survey's count of 31.04 M includes it
-        layers += [_CONV[dims](channels, outer, 3, padding=1), _NORM[norm, dims](outer), nn.ReLU(inplace=True)]
+        layers += [_CONV[dims](channels, outer, 3, padding=1), _NORM[norm, dims](outer), _ACT[act](inplace=True)]
     return nn.Sequential(*layers)

@@ -45,6 +45,7 @@ def report_suite(
 
     cells, cases, curves = frames(entries)
     shown, notes = panels(suite, entries, place) if "qualitative" in suite.spec.report.layout else ([], [])
+    notes += _other_data(entries)
     page = write_report(
         suite.name,
         suite.spec.description.strip(),
@@ -194,6 +195,23 @@ def _panel(manifest: Any, entries: Sequence[Entry], case: str, why: str, place: 
         predictions=predictions,
         classes={index: name for name, index in manifest.classes.items()},
     )
+
+
+def _other_data(entries: Sequence[Entry]) -> list[str]:
+    """A sentence for each data set whose cells were trained or scored on different content."""
+    seen: dict[tuple[str, str, int | None], dict[tuple[str, str], list[str]]] = {}
+    for entry in entries:
+        if entry.record is None or "test_data" not in entry.record.fingerprints:
+            continue
+        cell, prints = entry.cell, entry.record.fingerprints
+        group = seen.setdefault((cell.dataset, cell.data["split"], cell.data["fold"]), {})
+        group.setdefault((prints["train_data"], prints["test_data"]), []).append(cell.loss_label)
+    return [
+        f"NOT COMPARABLE: the cells of {name} were trained or scored on {len(group)} different contents of the data "
+        f"({'; '.join(', '.join(dict.fromkeys(labels)) for labels in group.values())})."
+        for (name, _, _), group in seen.items()
+        if len(group) > 1
+    ]
 
 
 def _about(suite: Suite, entries: Sequence[Entry], notes: list[str]) -> dict[str, Any]:

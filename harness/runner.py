@@ -30,6 +30,7 @@ from harness.progress import RunProgress
 from harness.records import RETRIED, RunRecord, read_record
 
 Case = tuple[str, str, str]  # manifest, case, view
+START_SECONDS = 120.0  # for a new process to import torch; a cell's timeout counts from then
 
 
 @dataclass
@@ -208,7 +209,7 @@ def _begin(pool: Pool, slot: int, cell: Cell, fresh: bool, progress: RunProgress
     if worker is None or not worker.process.is_alive():
         worker = pool.start(slot)
     worker.cell = cell
-    worker.deadline = time.monotonic() + cell.timeout if cell.timeout else None
+    worker.deadline = time.monotonic() + cell.timeout + START_SECONDS if cell.timeout else None
     progress.started(slot, cell.title)
     _send(worker, ("cell", (cell, fresh)))
 
@@ -224,6 +225,8 @@ def _collect(pool: Pool, progress: RunProgress) -> Iterator[tuple[int, RunRecord
             reason = f"its worker process died ({_cause(worker)})"
             yield slot, _ended(pool, slot, "error", reason, progress)
             pool.start(slot)
+        elif message[0] == "started":
+            worker.deadline = time.monotonic() + worker.cell.timeout if worker.cell.timeout else None
         elif message[0] == "progress":
             progress.moved(slot, *message[1])
         else:

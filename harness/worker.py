@@ -438,6 +438,7 @@ def worker_main(connection: Connection, place: Place) -> None:
                     stopping = True
 
             cell, fresh = payload
+            connection.send(("started", None))
             record = run_cell(cell, place, cases, report, lambda: stopping, fresh)
             connection.send(("record", record))
 

@@ -214,7 +214,14 @@ def survey_view(table: SurveyTable) -> dict[str, Any]:
         heads = [h | {"name": f"{h['name']}, {h['profile']}"} for h in heads]
     starts = {sum(int(h["span"]) for h in heads[:i]) for i in range(len(heads))}
     names = ["mean" if c.name == "average" else c.name.replace("_", " ") for c in table.columns]
-    return {"group": table.group, "heads": heads, "names": names, "rows": table.rows, "starts": starts}
+    return {
+        "group": table.group,
+        "heads": heads,
+        "names": names,
+        "rows": table.rows,
+        "runs": table.runs,
+        "starts": starts,
+    }
 
 
 def failed_rows(frames: Frames) -> list[dict[str, Any]]:

@@ -207,6 +207,7 @@ class SurveyTable:
     group: str
     columns: list[Column]
     rows: dict[str, dict[str, list[Entry]]]
+    runs: dict[tuple[str, str], str]  # (model, loss) → "4/5 runs" where runs are missing: those are never marked
 
 
 def survey_table(frames: Frames, group: str, *, only_means: bool = False) -> SurveyTable:
@@ -228,7 +229,8 @@ def survey_table(frames: Frames, group: str, *, only_means: bool = False) -> Sur
     columns += [Column("average", m) for m in found if m.metric in ("dice", "hd95")]
     per_class, per_run = class_means(cases), run_means(cases)
     rows: dict[str, dict[str, list[Entry]]] = {}
-    for (name, model, loss), _ in triples(frames):
+    runs: dict[tuple[str, str], str] = {}
+    for (name, model, loss), planned in triples(frames):
         if name != group:
             continue
         entries = []
@@ -238,7 +240,11 @@ def survey_table(frames: Frames, group: str, *, only_means: bool = False) -> Sur
             s, k = spread(of_measure(own, column.measure)), column.measure.scale
             entries.append(Entry(s.mean * k, s.sd * k))
         rows.setdefault(model, {})[loss] = entries
-    return SurveyTable(group, columns, {m: _marked(block, columns) for m, block in rows.items()})
+        measured = int((planned["status"] == "ok").sum())
+        if measured < len(planned):
+            runs[model, loss] = f"{measured}/{len(planned)} runs"
+    marked = {m: _marked(block, columns, {x for x in block if (m, x) not in runs}) for m, block in rows.items()}
+    return SurveyTable(group, columns, marked, runs)
 
 
 def survey_frame(tables: Sequence[SurveyTable]) -> pd.DataFrame:
@@ -266,9 +272,13 @@ def marks(values: Sequence[float], *, lower_is_better: bool) -> list[str]:
     return ["" if p is None else names.get(p, "") for p in printed]
 
 
-def _marked(block: dict[str, list[Entry]], columns: Sequence[Column]) -> dict[str, list[Entry]]:
+def _marked(block: dict[str, list[Entry]], columns: Sequence[Column], complete: set[str]) -> dict[str, list[Entry]]:
+    """Mark among the losses with all their runs: a mean that leaves the hard run out is no better mean."""
     by_column = [
-        marks([entries[i].value for entries in block.values()], lower_is_better=c.measure.is_distance)
+        marks(
+            [entries[i].value if loss in complete else math.nan for loss, entries in block.items()],
+            lower_is_better=c.measure.is_distance,
+        )
         for i, c in enumerate(columns)
     ]
     return {

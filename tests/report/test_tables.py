@@ -135,6 +135,16 @@ def test_marks(values, lower, expected):
     assert marks(values, lower_is_better=lower) == expected
 
 
+def test_a_loss_that_lacks_a_run_is_never_marked_and_says_so(frame):
+    for seed in (0, 1):
+        frame.cell("dice", seed).case("dice", 0.8, seed=seed)
+        frame.cell("ce", seed).case("ce", 0.7, seed=seed)
+    frame.cell("lovasz", 0).case("lovasz", 0.9).cell("lovasz", 1, "diverged")  # 0.9 without its bad run
+    table = survey_table(prepare(*frame.frames), frame.frames[0]["dataset"][0])
+    assert table.runs == {("unet", "lovasz"): "1/2 runs"}
+    assert [entries[0].mark for entries in table.rows["unet"].values()] == ["best", "second", ""]
+
+
 def test_a_class_absent_in_all_patients_is_left_out_of_the_mean(frame):
     frame.cell("dice").case("dice", 0.8).case("dice", None, status="both_empty", **{"class": "tumour"})
     frames = prepare(*frame.frames)

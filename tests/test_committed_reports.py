@@ -21,10 +21,12 @@ def test_every_record_belongs_to_the_suite_and_every_cell_has_one(folder: Path, 
         assert entry.record is not None and entry.folder is not None and entry.folder.is_relative_to(folder)
         rows = pd.read_csv(entry.folder / "cases.csv")
         assert sorted(set(rows["case"])) == sorted(entry.cell.data["test"])
-    # one seed: the same start and the same data for every loss
-    for seed in {e.cell.seed for e in entries}:
-        prints = [e.record.fingerprints for e in entries if e.cell.seed == seed and e.record]
-        assert all(p == prints[0] for p in prints)
+    # one model and seed: the same start and the same data for every loss
+    by_run: dict[tuple[str, int], list[dict[str, str]]] = {}
+    for entry in entries:
+        if entry.record:
+            by_run.setdefault((entry.cell.model_label, entry.cell.seed), []).append(entry.record.fingerprints)
+    assert all(p == prints[0] for prints in by_run.values() for p in prints)
 
 
 @pytest.mark.parametrize("folder", COMMITTED, ids=lambda p: p.name)

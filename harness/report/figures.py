@@ -20,7 +20,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from harness.report.frames import Frames, by_group
 from harness.report.palette import GRID, INK, THEMED, style_of
@@ -181,6 +181,8 @@ def _curve_panel(ax: Axes, rows: pd.DataFrame, model: str, frames: Frames) -> bo
     logged = low > 0 and high / low > LOG_FROM
     if logged:
         ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # names are no formulas here, so powers are none
+        ax.yaxis.set_minor_formatter(NullFormatter())
     ax.autoscale_view()
     limits = ax.get_ylim() if len(ok) else (-math.inf, math.inf)
     for _, one in rows[rows["status"] == "diverged"].groupby("train_id", sort=False):

@@ -49,6 +49,23 @@ def test_a_run_is_paired_repeatable_and_not_repeated(toy) -> None:
     _same(records, toy.records("other"))
 
 
+def test_patches_in_three_dimensions_and_a_loss_with_a_distance_map(toy) -> None:
+    (toy.folder / "mine.py").write_text(
+        "from torch import nn\nclass Mine(nn.Module):\n"
+        "    def forward(self, logits, target, *, distance_in, distance_out, spacing):\n"
+        "        assert logits.ndim == 5 and spacing.shape == (len(logits), 3)\n"
+        "        return (logits.softmax(1) * (distance_out - distance_in)).mean()\n"
+    )
+    suite = toy.suite("slices: {size: [32, 32]}", "patches: {size: [4, 16, 16], foreground: 0.5}")
+    text = suite.read_text().replace("depth: 3", "depth: 2")
+    suite.write_text(text.replace("[dice, ce]", "['mine.py:Mine', monai.losses.DiceCELoss]"))
+    done = toy.bench("run", suite)
+    assert done.returncode == 0, done.stdout + done.stderr
+    cases = pd.read_csv(toy.records()["Mine"]["folder"] / "cases.csv")
+    whole = cases[(cases.case == "c4") & (cases["class"] == "disc") & cases.metric.isin(["tp", "fp", "fn", "tn"])]
+    assert whole["value"].sum() == 4 * 30 * 28
+
+
 def test_after_kill_9_of_everything_the_same_command_ends_with_the_same_bits(toy) -> None:
     suite = toy.suite("epochs: 2, steps: 4", "epochs: 10, steps: 30")
     undisturbed = toy.bench("run", suite, "--workers", "2", out="undisturbed")

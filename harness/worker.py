@@ -422,7 +422,7 @@ def worker_main(connection: Connection, place: Place) -> None:
     _settle(place.device)
     cases = Cases(place)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        while True:
+        while not stopping:
             task, payload = connection.recv()
             if task == "stop":
                 return

@@ -93,7 +93,13 @@ def test_ctrl_c_keeps_a_checkpoint_and_exits_with_130(toy) -> None:
     suite = toy.suite("epochs: 2, steps: 4", "epochs: 50, steps: 100")
     command = [*toy.command("run", suite, "--workers", "1"), "--out", str(toy.folder / "runs")]
     process = subprocess.Popen(
-        command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a test run in the background of a shell ignores Ctrl-C, and so would everything it starts
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     until = time.monotonic() + 120
     while not list((toy.folder / "runs").glob("*/log.txt")) and time.monotonic() < until:

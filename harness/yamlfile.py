@@ -146,6 +146,8 @@ def _sentence(error: Any, model: type[BaseModel], where: KeyPath) -> str:
         return "this key is required and is not there."
     text = str(error["msg"]).removeprefix("Value error, ")
     found = error.get("input")
+    if kind == "value_error" and isinstance(found, (dict, list, tuple)):
+        return text.removesuffix(".") + "."  # our own sentence says what was found inside
     shown = repr(found) if isinstance(found, (str, int, float, bool, type(None))) else _kind(found)
     return text + ("" if text.endswith(".") else f", found {shown}.")
 

@@ -159,7 +159,7 @@ def test_seeds_never_depend_on_the_loss(tmp_path: Path) -> None:
         ("unet: {width: 4}", "unet: {widht: 4}", "toy.yaml:3: models[0].unet.widht: unknown argument 'widht' (did you mean 'width'?)"),
         ("epochs: 1", "epocs: 1", "toy.yaml:6: train.epocs: unknown key (did you mean 'epochs'?)"),
         ("epochs: 1", "epochs: 0", "toy.yaml:6: train.epochs"),
-        ("sgd: {lr: 1e-2}", "sgd: {learning_rate: 1}", "sgd has no argument 'learning_rate'"),
+        ("sgd: {lr: 1e-2}", "sgd: {learning_rate: 1}", "toy.yaml:6: train.optimizer: sgd has no argument 'learning_rate'; it has: lr, momentum, nesterov, weight_decay."),
         ("sgd: {lr: 1e-2}", "sdg: {lr: 1}", "toy.yaml:6: train.optimizer"),
         ("baseline: dice", "baseline: dicee", "toy.yaml:7: rank.baseline: 'dicee' is not one of the suite's losses (did you mean 'dice'?)"),
         ("by: [dice]", "by: [hd59]", "'hd59' is not among the suite's metrics"),

@@ -70,6 +70,12 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("kind", choices=("losses", "models", "metrics", "data", "suites"))
     listing.add_argument("--json", action="store_true", help="print as JSON")
     listing.set_defaults(verb=_list)
+    check = verbs.add_parser("check", help="check that a loss does what a loss should")
+    check.add_argument(
+        "losses", nargs="+", metavar="LOSS", help="a name, file.py:Class, 'name: {argument: value}', all"
+    )
+    check.add_argument("--json", action="store_true", help="print the certificates as JSON")
+    check.set_defaults(verb=_check)
     data = verbs.add_parser("data", help="show a data set: licence, how to obtain it, what is missing")
     data.add_argument("manifest", help="name of a manifest, or a file")
     data.add_argument("--data", type=Path, default=_root(), metavar="DIR", help="folder of data sets (or BENCH_DATA)")
@@ -263,6 +269,13 @@ def _report(args: argparse.Namespace) -> int:
         page = _page(suite, entries, place, args.reports, force=True)
         console.print(f"report: {page}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from harness.check.command import run_check
+
+    return run_check(args.losses, args.json)
 
 
 def _list(args: argparse.Namespace) -> int:

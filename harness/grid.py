@@ -120,7 +120,7 @@ def _expand(entry: Any, file: YamlFile, where: KeyPath) -> Iterator[LossChoice]:
     else:
         if not isinstance(args, dict):
             raise file.error(here, "expected `name: {argument: value}`.")
-        yield from _plain_losses(name, args, file, here)
+        yield from plain_losses(name, args, file, here)
 
 
 def _entry(entry: Any, file: YamlFile, where: KeyPath) -> tuple[str, Any]:
@@ -132,7 +132,12 @@ def _entry(entry: Any, file: YamlFile, where: KeyPath) -> tuple[str, Any]:
     return str(name), {} if args is None else args
 
 
-def _plain_losses(name: str, args: dict[str, Any], file: YamlFile, where: KeyPath) -> Iterator[LossChoice]:
+def plain_losses(name: str, args: dict[str, Any], file: YamlFile, where: KeyPath) -> Iterator[LossChoice]:
+    """One loss, or one for each point of its sweeps.
+
+    Raises:
+        BenchError: With file and line: there is no such loss, or it has no such argument.
+    """
     try:
         found = locate(name, LOSSES, "loss", file.path.parent)
         needs = check_needs(n for n, required in found.needs if required)

@@ -40,6 +40,7 @@ class RunRecord:
         cost: Seconds of training and evaluation, ms per step, peak memory in MB, parameters, steps.
         environment: Versions, device, threads, processor.
         sources: Digests of the sources of loss and model.
+        checks: Certificate of each part of the loss (`harness.check`), in short.
     """
 
     train_id: str
@@ -52,6 +53,7 @@ class RunRecord:
     cost: dict[str, float] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
+    checks: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
     def write(self, path: Path) -> None:

@@ -17,7 +17,7 @@ from harness.cell import Cell, SourceInfo
 from harness.data.manifest import Manifest, load_manifest, packed
 from harness.errors import BenchError
 from harness.grid import Choice, LossChoice, expand_arguments, expand_losses, label_of
-from harness.losses.needs import MODEL_NEEDS
+from harness.losses.needs import HEADS, MODEL_NEEDS
 from harness.metrics import METRICS
 from harness.models import BARE_MODULE, MODELS, provided
 from harness.resolve import locate
@@ -331,7 +331,8 @@ def _cell(
 
 def _skip(loss: LossChoice, model: Choice) -> str | None:
     """Why the pair cannot be run: the loss needs what this model does not provide."""
-    lacking = sorted(n for n in loss.needs if n in MODEL_NEEDS and n not in provided(model.name))
+    wanted = {"embedding" if n in HEADS else n for n in loss.needs}  # attached heads sit on the embedding
+    lacking = sorted(n for n in wanted if n in MODEL_NEEDS and n not in provided(model.name))
     return f"{loss.label} needs {', '.join(lacking)}, which {model.name} does not provide" if lacking else None
 
 

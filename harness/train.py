@@ -25,6 +25,7 @@ from harness.losses.calls import evaluate_loss, needs_of
 from harness.losses.needs import LABEL_NEEDS
 from harness.losses.targets import derive
 from harness.models.build import digest
+from harness.models.heads import attach, head_channels
 from harness.optim import Schedule, make_optimizer
 from harness.predict import memory_format
 from harness.records import write_atomic
@@ -44,12 +45,45 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     aside: float = 0.0  # of these, spent on validation and checkpoints
+    targets: float = 0.0  # of these, spent on targets derived from the label
     sums: dict[str, Tensor] = field(default_factory=dict)
     curve: list[dict[str, Any]] = field(default_factory=list)
     fingerprints: dict[str, str] = field(default_factory=dict)
     best_value: float | None = None
     best_weights: dict[str, Tensor] | None = None
     diverged: str = ""
+
+
+class Stopwatch:
+    """Adds up the time of the blocks inside `with`, without waiting for the device; `read` at the end of an epoch."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._seconds = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def __enter__(self) -> None:
+        if self._cuda:
+            both = [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
+            self._events.append((both[0], both[1]))
+            both[0].record()
+        else:
+            self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        if self._cuda:
+            self._events[-1][1].record()
+        else:
+            self._seconds += time.perf_counter() - self._began
+
+    def read(self) -> float:
+        """Seconds since the last reading."""
+        for began, ended in self._events:
+            ended.synchronize()
+            self._seconds += began.elapsed_time(ended) / 1000
+        seconds, self._seconds = self._seconds, 0.0
+        self._events.clear()
+        return seconds
 
 
 @dataclass(frozen=True)
@@ -102,13 +136,21 @@ class Trainer:
         dims = 2 if "slices" in cell.data["view"] else 3
         self.layout = memory_format(self.model, dims, device)
         self.model = self.model.to(memory_format=self.layout)  # type: ignore[call-overload]
-        self.optimizer = make_optimizer(train["optimizer"], self.model, self.loss)
-        self.schedule = Schedule(train["schedule"], self.steps)
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         required, optional = needs_of(self.loss)
         self.needs = {*required, *optional}
         self.label_needs = sorted(self.needs & LABEL_NEEDS)
+        self.trained = nn.ModuleList([self.model])  # the network, and heads that the loss asks for
+        if channels := head_channels(self.loss, self.needs):
+            self.trained.append(self._heads(channels))
+        self.optimizer = make_optimizer(train["optimizer"], self.trained, self.loss)
+        self.schedule = Schedule(train["schedule"], self.steps)
+        self.parameters = [p for p in self.trained.parameters() if p.requires_grad]
+        self.targets = Stopwatch(self.device)
         self.progress = Progress()
+
+    def _heads(self, channels: dict[str, int]) -> nn.Module:
+        image = self.data.batch(0, self.batch, self.cell.seed_base).image[:1]
+        return attach(self.model, channels, image, seed_of("heads", self.cell.seed_base))
 
     def run(self) -> Progress:
         """Train to the end, or until the loss stops being a finite number.
@@ -142,7 +184,10 @@ class Trainer:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             output = self.model(batch.image.contiguous(memory_format=self.layout))
         logits = output.logits.float()
-        terms = evaluate_loss(self.loss, logits, batch.target, self._offered(batch, clock) | output.offered())
+        given = output.offered()
+        for heads in self.trained[1:]:
+            given |= heads(output.embedding)
+        terms = evaluate_loss(self.loss, logits, batch.target, self._offered(batch, clock) | given)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(terms["loss"])
         if self.cell.train["clip"] is not None:
@@ -157,7 +202,10 @@ class Trainer:
     def _offered(self, batch: Batch, clock: dict[str, Tensor]) -> dict[str, Any]:
         offered: dict[str, Any] = {"spacing": batch.spacing, **clock}
         if self.label_needs:
-            offered |= derive(self.label_needs, batch.target, num_classes=self.classes, spacing=batch.spacing)
+            with self.targets:
+                offered |= derive(self.label_needs, batch.target, num_classes=self.classes, spacing=batch.spacing)
+        if "label_weight" in self.needs:
+            offered["label_weight"] = torch.ones_like(batch.target, dtype=torch.float32)
         if "generator" in self.needs:
             seed = seed_of("loss", self.cell.seed_base, self.progress.step)
             offered["generator"] = torch.Generator(self.device).manual_seed(seed)
@@ -175,6 +223,7 @@ class Trainer:
         state = self.progress
         means = {k: float(v) / self.per_epoch for k, v in state.sums.items()}  # the one read from the device
         state.sums = {}
+        state.targets += self.targets.read()
         row = {"epoch": epoch, "step": state.step, "lr": self._lr, "loss": means["loss"], **means}
         if not math.isfinite(means["loss"]):
             state.diverged = f"the training loss was not a finite number in epoch {epoch + 1} of {self.epochs}"
@@ -238,7 +287,7 @@ class Trainer:
         content = {
             "train_id": self.cell.train_id,
             "sources": self._sources(),
-            "model": self.model.state_dict(),
+            "trained": self.trained.state_dict(),
             "loss": self.loss.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state(),
@@ -260,9 +309,9 @@ class Trainer:
             ) from None
         if content["train_id"] != self.cell.train_id:
             raise BenchError(f"{self.path}: the checkpoint is of another cell; remove it to start again.")
-        if content["sources"] != self._sources():
+        if content["sources"] != self._sources() or "trained" not in content:
             return False  # the loss or the model was edited since: half of one and half of another is neither
-        self.model.load_state_dict(content["model"])
+        self.trained.load_state_dict(content["trained"])
         self.loss.load_state_dict(content["loss"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.schedule.restore(content["schedule"])

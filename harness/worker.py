@@ -24,12 +24,15 @@ import torch
 from numpy.typing import NDArray
 
 from harness.cell import Cell, Place
+from harness.check.certificates import certificates_of
 from harness.data.batches import TrainSet
 from harness.data.layouts import reader_of
 from harness.data.manifest import Manifest, load_manifest
-from harness.data.prepare import Prepared, class_counts, load_prepared, prepare
+from harness.data.prepare import Prepared, load_prepared, prepare
 from harness.errors import BenchError
 from harness.losses.build import build_loss
+from harness.losses.facts import label_facts
+from harness.losses.prepared import prepare_loss
 from harness.metrics import METRICS
 from harness.models.build import build_model, digest
 from harness.predict import predict_case
@@ -49,7 +52,8 @@ class Cases:
         self._place = place
         self._key: str | None = None
         self._train: TrainSet | None = None
-        self._counts: list[int] = []
+        self._labels: list[NDArray[Any]] = []
+        self._facts: dict[str, Any] = {}
         self.fingerprint = ""
 
     def load(self, manifest: Manifest, names: list[str], view: dict[str, Any]) -> list[Prepared]:
@@ -57,18 +61,19 @@ class Cases:
         reader = reader_of(manifest, self._place.root)
         return [load_prepared(prepare(manifest, reader, name, view, self._place.cache)) for name in names]
 
-    def train_set(self, cell: Cell, manifest: Manifest) -> tuple[TrainSet, list[int]]:
-        """The training samples on the device and their class counts; the last set is kept."""
+    def train_set(self, cell: Cell, manifest: Manifest) -> tuple[TrainSet, list[NDArray[Any]], dict[str, Any]]:
+        """The training samples on the device, their labels, and the facts of these; the last set is kept."""
         parts = (cell.data["digest"], cell.data["train"], cell.data["view"], cell.train["augment"])
         key = repr((cell.manifest_path, *parts))
         if self._train is None or key != self._key:
             self._train = None
             cases = self.load(manifest, cell.data["train"], cell.data["view"])
-            self._counts = class_counts(cases, len(manifest.classes) + 1)
+            self._labels = [c.label for c in cases]
+            self._facts = label_facts(self._labels, len(manifest.classes) + 1)
             self.fingerprint = fingerprint(part for c in cases for part in (c.image, c.label))
             device = torch.device(self._place.device)
             self._train, self._key = TrainSet(cases, cell.data["view"], cell.train["augment"], device), key
-        return self._train, self._counts
+        return self._train, self._labels, self._facts
 
 
 def run_cell(
@@ -170,18 +175,27 @@ def _train(
     stop: Callable[[], bool],
 ) -> RunRecord:
     folder, device = cell.folder(place.out), torch.device(place.device)
-    data, counts = cases.train_set(cell, manifest)
+    data, labels, counted = cases.train_set(cell, manifest)
     classes = len(manifest.classes) + 1
     facts = {
         "num_classes": classes,
         "spatial_dims": len(next(iter(cell.data["view"].values()))["size"]),
         "ignore_index": 255,
-        "class_counts": counts,
+        **counted,
         "has_ignored": manifest.spec.ignore is not None,
     }
+    checked = certificates_of(cell.loss, place.cache / "checks")
     _reset_peak(device)
     torch.manual_seed(seed_of("loss", cell.seed_base))
-    loss = build_loss(cell.loss, facts)
+    loss = prepare_loss(
+        build_loss(cell.loss, facts),
+        cell.loss,
+        lambda: [torch.from_numpy(label).long() for label in labels],
+        key=cases.fingerprint,
+        seed=0,  # one preparation for all repeats, as of a published network
+        folder=place.cache / "prepared",
+        device=device,
+    )
     hooks = Hooks(report, stop, _validation(cell, cases, manifest, device))
     trainer = Trainer(cell, model, loss, data, classes, device, hooks, folder / "checkpoint.pt")
     _log(folder, f"{cell.title} on {place.device}: {trainer.steps} steps")
@@ -201,6 +215,8 @@ def _train(
         "parameters": sum(p.numel() for p in model.parameters()),
         "steps": state.step,
     }
+    if trainer.label_needs:
+        cost["targets_ms"] = 1000 * state.targets / max(state.step, 1)
     return replace(
         _record(cell, "diverged" if state.diverged else "ok", state.diverged),
         eval_id="",
@@ -208,6 +224,7 @@ def _train(
         weights=digest(model),
         cost=cost,
         environment=_environment(device),
+        checks=checked,
     )
 
 

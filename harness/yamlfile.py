@@ -101,6 +101,15 @@ def read_yaml(path: Path) -> YamlFile:
     return found
 
 
+def parse_value(text: str) -> Any:
+    """Parse a YAML value from the command line.
+
+    Raises:
+        yaml.YAMLError: It is not YAML.
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)`, or nothing where no known name is near."""
     hit = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

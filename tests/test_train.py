@@ -264,3 +264,37 @@ def test_no_value_is_read_from_the_device_inside_an_epoch(cell: Cell, monkeypatc
         monkeypatch.setattr(torch.Tensor, name, counting(name))
     trainer._step(clock)
     assert reads == []
+
+
+class Edges(Mse):
+    """Asks for an attached head."""
+
+    def forward(self, logits, target, *, boundary_logits, boundary, label_weight):
+        assert bool((label_weight == 1).all())
+        return super().forward(logits, target) + nn.functional.cross_entropy(boundary_logits, boundary.long())
+
+
+def test_attached_heads_learn_and_the_network_starts_from_the_same_weights(cell: Cell) -> None:
+    plain, with_head = _trainer(cell), _trainer(cell, Edges())
+    before = {k: v.clone() for k, v in with_head.trained[1].state_dict().items()}
+    one, two = plain.run(), with_head.run()
+    assert one.fingerprints == two.fingerprints
+    assert all(not torch.equal(before[k], v) for k, v in with_head.trained[1].state_dict().items())
+    assert two.targets > 0 and one.targets == 0, "the cost of derived targets"
+
+
+def test_a_stopped_training_with_a_head_continues_bit_for_bit(cell: Cell, tmp_path: Path) -> None:
+    whole = _trainer(cell, Edges())
+    whole.run()
+    path = tmp_path / "checkpoint.pt"
+    first: Trainer | None = None
+
+    def stop() -> bool:
+        return first is not None and first.progress.step >= 5
+
+    first = _trainer(cell, Edges(), hooks=Hooks(stop=stop), checkpoint=path)
+    with pytest.raises(Stopped):
+        first.run()
+    second = _trainer(cell, Edges(), checkpoint=path)
+    second.run()
+    assert digest(second.trained) == digest(whole.trained)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.layouts import IGNORE, Reader, Volume
+from harness.data.layouts import Reader, Volume
 from harness.data.manifest import Intensity, Manifest
 from harness.errors import BenchError
 from harness.records import write_atomic
@@ -184,11 +184,3 @@ def _pads(shape: tuple[int, ...], size: tuple[int, ...]) -> list[tuple[int, int]
 
 def _unit(spacing: tuple[float, ...] | None) -> tuple[float, ...]:
     return (1.0, 1.0, 1.0) if spacing is None else spacing
-
-
-def class_counts(cases: list[Prepared], num_classes: int) -> list[int]:
-    """Voxels of each class with background over training cases, on the network's grid; ignored ones left out."""
-    total = np.zeros(num_classes, np.int64)
-    for case in cases:
-        total += np.bincount(case.label[case.label != IGNORE].ravel(), minlength=num_classes)[:num_classes]
-    return [int(n) for n in total]

@@ -1,6 +1,5 @@
 """Preparation: there and back on the network's grid, intensities by hand, and a cache keyed by content."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 
 from harness.data.layouts import Volume, reader_of
 from harness.data.manifest import Intensity, load_manifest
-from harness.data.prepare import Prepared, class_counts, load_prepared, normalise, prepare, restore
+from harness.data.prepare import Prepared, load_prepared, normalise, prepare, restore
 from harness.errors import BenchError
 
 MANIFEST = """\
@@ -307,12 +306,3 @@ def test_the_phantom_goes_through(tmp_path: Path) -> None:
     case = load_prepared(prepare(manifest, reader, "c1", _slices([20, 20]), tmp_path / "cache"))
     assert case.image.shape == (4, 1, 20, 20) and 0 <= case.image.min() < case.image.max() <= 1
     assert np.array_equal(case.reference, reader.read("c1").label)
-
-
-def test_class_counts_leave_ignored_voxels_out() -> None:
-    empty = Prepared("c", np.zeros(0, np.float32), np.zeros(0, np.uint8), np.zeros(0, np.uint8), (), None, (), ())
-    first = replace(empty, label=np.array([[[0, 0, 1], [255, 255, 3]]], np.uint8))
-    second = replace(empty, label=np.array([[[1, 1, 1], [0, 255, 0]]], np.uint8))
-    # class 2 is absent; 4 of background, 1 + 3 of class 1, 1 of class 3, and 3 ignored of 12 voxels
-    counts = class_counts([first, second], 4)
-    assert counts == [4, 4, 0, 1] and all(type(n) is int for n in counts)

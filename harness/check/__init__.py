@@ -1,0 +1,151 @@
+"""Conformance of a loss, behind `bench check`, behind the tests of the built-in losses and in every record.
+
+A loss declares the properties that it rightly lacks in its class attribute `declares` (property → reason); a declared
+property is shown, not hidden, and it must really fail.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from harness.check.arguments import argument_effects
+from harness.check.identity import twin_of
+from harness.check.properties import NEVER_DECLARED, PROPERTIES, Finding, Make
+from harness.check.scenes import facts_of
+from harness.errors import BenchError
+from harness.losses.build import build_loss
+from harness.losses.prepared import prepare_loss
+
+CHECK_VERSION = 1
+DECLARABLE = (frozenset(PROPERTIES) | {"identity", "arguments"}) - NEVER_DECLARED
+Outcome = Literal["pass", "fail", "declared", "not applicable"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a certificate.
+
+    Attributes:
+        name: The property.
+        outcome: `pass`; `fail`; `declared`: it fails as the loss declares; `not applicable`.
+        number: The number that decided, None where there is none or it is not finite.
+        text: What was seen.
+        reason: The reason that the loss declares.
+    """
+
+    name: str
+    outcome: Outcome
+    number: float | None
+    text: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The result of a check.
+
+    Attributes:
+        loss: Its name.
+        passed: No line failed.
+        lines: One for each property.
+        seconds: How long it took.
+        version: Of the check.
+        torch: Version of torch.
+    """
+
+    loss: str
+    passed: bool
+    lines: tuple[Line, ...]
+    seconds: float
+    version: int = CHECK_VERSION
+    torch: str = field(default_factory=lambda: str(torch.__version__))
+
+    @property
+    def failed(self) -> list[Line]:
+        """The lines that failed."""
+        return [line for line in self.lines if line.outcome == "fail"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def check_loss(spec: Mapping[str, Any], only: Collection[str] | None = None) -> Certificate:
+    """Check one loss.
+
+    Args:
+        spec: `{"name", "class", "args", ...}` as for `build_loss`.
+        only: Names of properties; all by default.
+
+    Raises:
+        BenchError: The loss cannot be made, or declares a property that does not exist.
+    """
+    began = time.monotonic()
+    make = maker(spec)
+    first = make(_probe())
+    declares = dict(getattr(first, "declares", {}))
+    unknown = sorted(set(declares) - DECLARABLE)
+    if unknown:
+        raise BenchError(
+            f"{spec['name']} declares {unknown[0]!r}, which cannot be declared; known: {', '.join(sorted(DECLARABLE))}."
+        )
+    strict = not spec["args"]  # other arguments may give a property back
+    lines = []
+    for name in (*PROPERTIES, "arguments", "identity"):
+        if only is None or name in only:
+            lines.append(_line(name, _find(name, make, spec), declares, strict))
+    passed = all(line.outcome != "fail" for line in lines)
+    return Certificate(str(spec["name"]), passed, tuple(lines), round(time.monotonic() - began, 2))
+
+
+def maker(spec: Mapping[str, Any]) -> Make:
+    """A function that makes the loss for the facts of a target, prepared where it needs that."""
+
+    def make(target: Tensor) -> nn.Module:
+        facts = facts_of(target)
+        torch.manual_seed(0)
+        loss = build_loss(spec, facts)
+        return prepare_loss(loss, spec, lambda: list(target), key="check", seed=0)
+
+    return make
+
+
+def _find(name: str, make: Make, spec: Mapping[str, Any]) -> Finding:
+    try:
+        if name == "arguments":
+            return argument_effects(spec)
+        if name == "identity":
+            return twin_of(spec, make)
+        return PROPERTIES[name](make)
+    except Exception as error:  # whatever a loss raises is a failure of the property, with the error as its text
+        first = next(iter(str(error).splitlines()), "")
+        return Finding(False, None, f"{type(error).__name__}: {first}"[:160])
+
+
+def _line(name: str, found: Finding, declares: Mapping[str, str], strict: bool) -> Line:
+    number = found.number if found.number is not None and abs(found.number) < float("inf") else None
+    reason = declares.get(name, "")
+    outcome: Outcome
+    if found.holds is None:
+        outcome = "not applicable"
+    elif name in declares and (not found.holds or not strict):
+        outcome = "pass" if found.holds else "declared"
+    elif name in declares:
+        return Line(name, "fail", number, f"declared, but it holds: {found.text}", reason)
+    else:
+        outcome = "pass" if found.holds else "fail"
+    return Line(name, outcome, number, found.text, reason)
+
+
+@cache
+def _probe() -> Tensor:
+    from harness.check.scenes import label
+
+    return label(2)

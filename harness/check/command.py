@@ -1,0 +1,75 @@
+"""`bench check LOSS...`: certificates in the terminal, or as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from harness.check import Certificate, Line, check_loss
+from harness.errors import BenchError
+from harness.grid import plain_losses
+from harness.losses import LOSSES
+from harness.yamlfile import YamlFile, parse_value
+
+_MARKS = {"pass": "[green]pass[/]", "fail": "[bold red]FAIL[/]", "declared": "[yellow]declared[/]"}
+
+
+def specify(text: str) -> dict[str, Any]:
+    """The specification of a loss as on the command line: `dice`, `file.py:Class`, `"tversky: {fn_weight: 0.7}"`.
+
+    Raises:
+        BenchError: There is no such loss, or it has no such argument.
+    """
+    try:
+        entry = parse_value(text)
+    except yaml.YAMLError:
+        raise BenchError(f"{text!r}: expected a loss, such as dice or 'tversky: {{fn_weight: 0.7}}'.") from None
+    name, args = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else (entry, {})
+    if not isinstance(name, str) or not isinstance(args, dict):
+        raise BenchError(f"{text!r}: expected a loss, such as dice or 'tversky: {{fn_weight: 0.7}}'.")
+    found = list(plain_losses(name, args, YamlFile(Path(text), entry), ()))
+    if len(found) != 1:
+        raise BenchError(f"{text!r}: a sweep is several losses; name them one by one.")
+    return found[0].spec
+
+
+def run_check(names: Sequence[str], as_json: bool) -> int:
+    """Check losses; returns 1 where a line fails."""
+    specs = [specify(text) for name in names for text in (LOSSES if name == "all" else [name])]
+    console = Console()
+    certificates = []
+    for spec in specs:
+        if not as_json and console.is_terminal:
+            with console.status(f"checking {spec['name']}"):
+                certificate = check_loss(spec)
+        else:
+            certificate = check_loss(spec)
+        certificates.append(certificate)
+        if not as_json:
+            _show(certificate, console)
+    if as_json:
+        print(json.dumps([c.as_dict() for c in certificates], indent=1, ensure_ascii=False))
+    return 0 if all(c.passed for c in certificates) else 1
+
+
+def _show(certificate: Certificate, console: Console) -> None:
+    failed = len(certificate.failed)
+    verdict = "[green]passes[/]" if certificate.passed else f"[bold red]fails {failed}[/]"
+    console.print(f"\n[bold]{certificate.loss}[/] {verdict} ({certificate.seconds:.1f} s)", highlight=False)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for _ in range(3):
+        table.add_column(overflow="fold")
+    for line in certificate.lines:
+        table.add_row(f"  {line.name}", _MARKS.get(line.outcome, line.outcome), _text(line))
+    console.print(table, highlight=False)
+
+
+def _text(line: Line) -> str:
+    text = line.text.replace("[", "\\[")
+    return f"{text} ({line.reason})" if line.reason else text

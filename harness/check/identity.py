@@ -1,0 +1,71 @@
+"""Whether a loss is another loss of the catalogue under a new name, by value and by gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.check.properties import Finding, Make
+from harness.check.scenes import evaluate, facts_of, scene
+from harness.losses import LOSSES
+from harness.losses.build import build_loss
+from harness.losses.calls import needs_of
+from harness.resolve import load
+
+_Marks = list[tuple[float, Tensor]]
+
+
+def twin_of(spec: Mapping[str, Any], make: Make) -> Finding:
+    """Look for a loss of the catalogue with the same gradient, up to one factor for all predictions.
+
+    A built-in loss is compared with those before it in the table: of two that are equal, the second is the alias.
+    """
+    mine = _marks(make(scene("random").target))
+    nearest, which = 1.0, ""
+    for name, marks in _catalogue().items():
+        if LOSSES[name] == spec["class"]:
+            break
+        gap, factor = _gap(mine, marks)
+        if gap < nearest:
+            nearest, which = gap, f"{name}" if abs(factor - 1) < 1e-6 else f"{factor:.4g} × {name}"
+    same = nearest < 1e-7
+    text = f"the gradient is that of {which}" if same else f"nearest: {which or 'none'}, {nearest:.1e} away"
+    return Finding(not same, nearest, text)
+
+
+def _gap(a: _Marks, b: _Marks) -> tuple[float, float]:
+    """Relative distance of two sets of gradients after the best common factor."""
+    x, y = (torch.cat([g.flatten() for _, g in marks]) for marks in (a, b))
+    size = float((y * y).sum())
+    if x.shape != y.shape or size == 0 or float((x * x).sum()) == 0:
+        return 1.0, 1.0
+    factor = float((x * y).sum()) / size
+    return float((x - factor * y).norm() / x.norm()), factor
+
+
+def _marks(loss: torch.nn.Module) -> _Marks:
+    out = []
+    for quality in ("random", "degraded"):
+        found = evaluate(loss, scene(quality, seed=31))
+        out.append((found.value, found.logits))
+    return out
+
+
+@cache
+def _catalogue() -> dict[str, _Marks]:
+    out = {}
+    for name, target in LOSSES.items():
+        cls = load(target)
+        if hasattr(cls, "prepare"):
+            continue
+        torch.manual_seed(0)
+        spec = {"name": name, "class": target, "args": {}}
+        loss = build_loss(spec, facts_of(scene("random").target))
+        if set().union(*needs_of(loss)) & {"attention", "shape_tokens", "shape_prior", "token_maps"}:
+            continue
+        out[name] = _marks(loss)
+    return out

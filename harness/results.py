@@ -45,7 +45,7 @@ def report_suite(
 
     cells, cases, curves = frames(entries)
     shown, notes = panels(suite, entries, place) if "qualitative" in suite.spec.report.layout else ([], [])
-    notes += _other_data(entries)
+    notes += [*_other_data(entries), *_checks(entries)]
     page = write_report(
         suite.name,
         suite.spec.description.strip(),
@@ -212,6 +212,25 @@ def _other_data(entries: Sequence[Entry]) -> list[str]:
         for (name, _, _), group in seen.items()
         if len(group) > 1
     ]
+
+
+def _checks(entries: Sequence[Entry]) -> list[str]:
+    """Sentences on the certificates of the losses (`bench check`): failures first, then what losses declare."""
+    failed: dict[str, str] = {}
+    declared: dict[str, str] = {}
+    passed: set[str] = set()
+    for entry in entries:
+        for loss, found in (entry.record.checks if entry.record else {}).items():
+            if found["failed"]:
+                failed[loss] = "; ".join(f"{name}: {text}" for name, text in found["failed"].items())
+            else:
+                passed.add(loss)
+            if found["declared"]:
+                declared[loss] = "; ".join(f"{name}: {reason}" for name, reason in found["declared"].items())
+    notes = [f"LOSS CHECK FAILED: {loss} ({text})." for loss, text in sorted(failed.items())]
+    if passed - set(failed):
+        notes.append(f"Loss check passed (bench check): {', '.join(sorted(passed - set(failed)))}.")
+    return notes + [f"{loss} lacks, as it declares: {text}." for loss, text in sorted(declared.items())]
 
 
 def _about(suite: Suite, entries: Sequence[Entry], notes: list[str]) -> dict[str, Any]:

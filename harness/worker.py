@@ -184,7 +184,7 @@ def _train(
         **counted,
         "has_ignored": manifest.spec.ignore is not None,
     }
-    checked = certificates_of(cell.loss, place.cache / "checks")
+    checked = certificates_of(cell.loss, place.cache / "checks", classes)
     _reset_peak(device)
     torch.manual_seed(seed_of("loss", cell.seed_base))
     loss = prepare_loss(

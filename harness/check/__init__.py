@@ -7,7 +7,7 @@ property is shown, not hidden, and it must really fail.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any, Literal
@@ -108,13 +108,20 @@ def check_loss(spec: Mapping[str, Any], only: Collection[str] | None = None) -> 
 def maker(spec: Mapping[str, Any]) -> Make:
     """A function that makes the loss for the facts of a target, prepared where it needs that."""
 
-    def make(target: Tensor) -> nn.Module:
-        facts = facts_of(target)
+    def make(target: Tensor, order: Sequence[int] | None = None) -> nn.Module:
+        args = {name: _renumbered(value, order) for name, value in spec["args"].items()} if order else spec["args"]
         torch.manual_seed(0)
-        loss = build_loss(spec, facts)
+        loss = build_loss({**spec, "args": args}, facts_of(target))
         return prepare_loss(loss, spec, lambda: list(target), key="check", seed=0)
 
     return make
+
+
+def _renumbered(value: Any, order: Sequence[int]) -> Any:
+    """A list with one value per class, or one row and column, in another order of the classes."""
+    if not isinstance(value, list) or len(value) != len(order):
+        return value
+    return [_renumbered(value[i], order) for i in order]
 
 
 def _find(name: str, make: Make, spec: Mapping[str, Any]) -> Finding:

@@ -11,22 +11,36 @@ from typing import Any
 import torch
 
 from harness.check import CHECK_VERSION, Certificate, check_loss
+from harness.check.scenes import CLASSES
 from harness.errors import BenchError
 from harness.records import write_atomic
 from harness.resolve import current_digest
 
 
-def certificates_of(loss: Mapping[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
+def certificates_of(loss: Mapping[str, Any], folder: Path, num_classes: int = CLASSES) -> dict[str, dict[str, Any]]:
     """Check every part of a loss, once for each state of its source.
 
     Args:
         loss: Specification of a loss or of a sum.
         folder: Where certificates are kept.
+        num_classes: Classes of the data. The scenes of the check have four: arguments with one value per class are cut
+            to four, or their last value is repeated.
 
     Returns:
         By label: `passed`, the version of the check, `failed` and `declared` (property → what was seen or the reason).
     """
-    return {label: _kept(spec, folder) for label, spec in _parts(loss)}
+    return {label: _kept({**spec, "args": _fitted(spec["args"], num_classes)}, folder) for label, spec in _parts(loss)}
+
+
+def _fitted(args: Mapping[str, Any], classes: int) -> dict[str, Any]:
+    return {name: _four(value, classes) for name, value in args.items()}
+
+
+def _four(value: Any, classes: int) -> Any:
+    if not isinstance(value, list) or len(value) != classes:
+        return value
+    rows = [_four(part, classes) for part in value[:CLASSES]]
+    return rows + [rows[-1]] * (CLASSES - len(rows))
 
 
 def short(certificate: Certificate) -> dict[str, Any]:

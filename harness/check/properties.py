@@ -29,8 +29,9 @@ from harness.check.scenes import (
     scene,
 )
 
-# Makes the loss anew for a target: facts of the data, class counts among them, are those of its labels.
-Make = Callable[[Tensor], nn.Module]
+# Makes the loss anew for a target: facts of the data, class counts among them, are those of its labels. A second argument
+# renumbers the classes of arguments that have one value for each.
+Make = Callable[..., nn.Module]
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def class_permutation(make: Make) -> Finding:
         swap = torch.tensor([0, 2, 3, 1])
         renamed = Scene(_renamed(given.target, swap), given.logits[:, swap.argsort()], given.spacing, given.extra)
         a = evaluate(make(given.target), given, gradient=False).value
-        b = evaluate(make(renamed.target), renamed, gradient=False).value
+        b = evaluate(make(renamed.target, swap.argsort().tolist()), renamed, gradient=False).value
         worst = max(worst, abs(a - b) / max(abs(a), 1e-9))
     return Finding(worst <= 1e-6, worst, f"value moves by {worst:.1e}")
 

@@ -9,8 +9,29 @@ import torch
 from torch import Tensor
 
 from harness.errors import BenchError
+from harness.losses._fused import IGNORE, SoftmaxSums, softmax_sums
 
-IGNORE = 255
+__all__ = [
+    "IGNORE",
+    "Absent",
+    "Reduction",
+    "RegionSums",
+    "check_absent",
+    "check_reduction",
+    "class_sizes",
+    "fitting",
+    "flat",
+    "full_precision",
+    "of_class",
+    "over_classes",
+    "ratio",
+    "region_sums",
+    "region_sums_and_log_p",
+    "safe_power",
+    "true_class",
+    "true_log_p",
+]
+
 Reduction = Literal["batch", "sample"]
 Absent = Literal["include", "skip", "penalise"]
 
@@ -52,26 +73,34 @@ def true_class(values: Tensor, target: Tensor) -> Tensor:
     return values.gather(1, target[:, None])[:, 0]
 
 
+def fitting(weights: Tensor, classes: int) -> Tensor:
+    """Return the weights.
+
+    Raises:
+        BenchError: There is not one weight for each class.
+    """
+    if weights.shape != (classes,):
+        raise BenchError(
+            f"class weights of shape {tuple(weights.shape)} do not fit {classes} classes; "
+            "give one weight for each class, the background first."
+        )
+    return weights
+
+
 def of_class(weights: Tensor, scores: Tensor, target: Tensor) -> Tensor:
     """The weight of each voxel's true class: (C,), scores (B, C, N), (B, N) → (B, N).
 
     Raises:
         BenchError: There is not one weight for each class.
     """
-    if weights.shape != scores.shape[1:2]:
-        raise BenchError(
-            f"class weights of shape {tuple(weights.shape)} do not fit {scores.shape[1]} classes; "
-            "give one weight for each class, the background first."
-        )
-    return weights.to(scores.dtype)[target]
+    return fitting(weights, scores.shape[1]).to(scores.dtype)[target]
 
 
 def region_sums(logits: Tensor, target: Tensor, reduction: Reduction, squared: bool = False) -> RegionSums:
     """Soft true positives and sizes of every class.
 
-    A float one-hot by `scatter_` and plain sums: twice as fast as comparing labels with every class, deterministic on
-    CUDA (each place is written once), accurate to rounding in float32 (`index_add` adds one by one, and was 1 % off at
-    128³ voxels), and neither autocast nor TF32 lowers the precision, as they do in a matrix product.
+    Accurate to rounding in float32 (`index_add` in float32 adds one by one, and was 1 % off at 128³ voxels),
+    deterministic, and neither autocast nor TF32 lowers the precision.
 
     Args:
         logits: (B, C, *S), raw.
@@ -79,12 +108,37 @@ def region_sums(logits: Tensor, target: Tensor, reduction: Reduction, squared: b
         reduction: Sums over the whole batch, or per sample.
         squared: Sum p² in place of p.
     """
-    scores, labels, valid = flat(logits, target)
-    probs = scores.softmax(1)
-    weight = valid.to(probs.dtype)[:, None]
-    onehot = torch.zeros_like(probs).scatter_(1, labels[:, None], weight)
-    mass = ((probs * probs if squared else probs) * weight).sum(2)
-    sums = RegionSums((probs * onehot).sum(2), mass, onehot.sum(2), weight.sum(2))
+    return _reduced(softmax_sums(logits, target, squared=squared), reduction)
+
+
+def region_sums_and_log_p(
+    logits: Tensor, target: Tensor, reduction: Reduction, squared: bool = False
+) -> tuple[RegionSums, Tensor]:
+    """Region sums, and ln p of the true class of each voxel, (B, N), 0 where ignored: one softmax for both."""
+    found = softmax_sums(logits, target, squared=squared, log_p=True)
+    return _reduced(found, reduction), found.log_p
+
+
+def true_log_p(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The ln p of the true class of each voxel, (B, N), 0 and without a gradient where ignored.
+
+    Returns:
+        The logarithms, and the number of valid voxels of each sample, (B, 1).
+    """
+    found = softmax_sums(logits, target, sums=False, log_p=True)
+    return found.log_p, found.valid
+
+
+def class_sizes(target: Tensor, classes: int) -> Tensor:
+    """The number of voxels of each class in each sample: (B, *S) with 255 ignored → (B, C) int64."""
+    labels = target.flatten(1)
+    if not target.is_cpu:  # bincount waits for the device, and is not deterministic there
+        return torch.stack([(labels == c).sum(1) for c in range(classes)], 1)
+    return torch.stack([torch.bincount(row, minlength=IGNORE + 1)[:classes] for row in labels])
+
+
+def _reduced(found: SoftmaxSums, reduction: Reduction) -> RegionSums:
+    sums = RegionSums(found.tp, found.p, found.t, found.valid)
     if reduction == "sample":
         return sums
     return RegionSums(*(getattr(sums, f).sum(0, keepdim=True) for f in ("tp", "p", "t", "valid")))
@@ -118,3 +172,25 @@ def over_classes(losses: Tensor, sums: RegionSums, background: bool, absent: Abs
 def safe_power(base: Tensor, exponent: float, eps: float = 1e-7) -> Tensor:
     """`base ** exponent` for base in [0, 1] with a finite gradient at 0 also where the exponent is below 1."""
     return base if exponent == 1 else base.clamp_min(eps) ** exponent
+
+
+def check_reduction(value: Reduction) -> Reduction:
+    """Return it.
+
+    Raises:
+        ValueError: It is neither batch nor sample.
+    """
+    if value not in ("batch", "sample"):
+        raise ValueError(f"reduction must be 'batch' or 'sample', found {value!r}")
+    return value
+
+
+def check_absent(value: Absent) -> Absent:
+    """Return it.
+
+    Raises:
+        ValueError: It is no policy for absent classes.
+    """
+    if value not in ("include", "skip", "penalise"):
+        raise ValueError(f"absent must be 'include', 'skip' or 'penalise', found {value!r}")
+    return value

@@ -1,4 +1,4 @@
-"""What every loss of the table keeps beside its invariants: golden values, memory; and how losses fail."""
+"""What losses keep beside their invariants: memory, scattered voxels, slices; and how they fail."""
 
 import math
 
@@ -14,21 +14,10 @@ from harness.losses.calls import evaluate_loss, needs_of
 from harness.losses.compound import Sum
 from harness.losses.needs import LABEL_NEEDS
 from harness.losses.targets import derive
-from harness.resolve import load
 
 FACTS = {"num_classes": 3, "spatial_dims": 2, "ignore_index": 255, "class_counts": [50, 30, 20], "has_ignored": False}
 
-# A value that moves has a new `version` in its class, and a new line here: results of old runs stay what they were.
-GOLDEN = {
-    ("ce", 1): 1.55326094102,
-    ("focal", 1): 1.18943681279,
-    ("dice", 1): 0.666132773584,
-    ("jaccard", 1): 0.790571584069,
-    ("tversky", 1): 0.666132569065,
-    ("focal_tversky", 1): 0.732236634392,
-    ("lovasz", 1): 0.7295854643,
-    ("dice_ce", 1): 2.2193937146,
-}
+CORE = ["ce", "focal", "dice", "jaccard", "tversky", "focal_tversky", "lovasz", "dice_ce"]
 
 
 def _spec(name: str, target: str = "", **args: object) -> dict:
@@ -52,30 +41,7 @@ def _value(loss: nn.Module, logits: torch.Tensor, target: torch.Tensor) -> torch
     return evaluate_loss(loss, logits, target, {**offered, **clock, "spacing": spacing})["loss"]
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_golden_values(name: str) -> None:
-    version = load(LOSSES[name]).version
-    found = _value(build_loss(_spec(name), FACTS), *_example()).item()
-    assert (name, version) in GOLDEN, (
-        f'version {version} of {name} has no golden value; add ("{name}", {version}): {found!r}'
-    )
-    assert found == pytest.approx(GOLDEN[name, version], rel=1e-6), f"{name} gives another number: raise its version"
-
-
-def test_golden_values_are_of_losses_in_the_table() -> None:
-    assert {name for name, _ in GOLDEN} == set(LOSSES)
-
-
-def test_a_changed_number_turns_red(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Dice, "forward", lambda self, logits, target: logits.mean())
-    with pytest.raises(AssertionError, match="raise its version"):
-        test_golden_values("dice")
-    monkeypatch.setattr(Dice, "version", 99)
-    with pytest.raises(AssertionError, match="no golden value"):
-        test_golden_values("dice")
-
-
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", CORE)
 def test_memory_grows_with_the_voxels_and_not_with_their_square(name: str) -> None:
     """The focal loss of Azad et al.'s code broadcasts (N, 1) against (N,)."""
     logits, target = torch.zeros(2, 3, 16, 16, requires_grad=True), torch.ones(2, 16, 16, dtype=torch.int64)
@@ -91,7 +57,7 @@ def test_memory_grows_with_the_voxels_and_not_with_their_square(name: str) -> No
     assert max(sizes) <= logits.numel()
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", CORE)
 def test_scattered_ignored_voxels_give_the_value_of_the_others_alone(name: str) -> None:
     """Voxels that are ignored one by one, in other places of each sample."""
     logits, target = _example()
@@ -105,7 +71,7 @@ def test_scattered_ignored_voxels_give_the_value_of_the_others_alone(name: str) 
     assert _value(loss, logits, target).item() == pytest.approx(expected.item(), rel=1e-12)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", CORE)
 def test_a_volume_of_one_slice_is_the_slice(name: str) -> None:
     logits, target = _example()
     loss = build_loss(_spec(name), FACTS)
@@ -116,7 +82,7 @@ def test_a_volume_of_one_slice_is_the_slice(name: str) -> None:
         assert deep.item() == pytest.approx(flat.item(), rel=1e-12)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", CORE)
 def test_neither_input_is_written_to(name: str) -> None:
     logits, target = _example()
     before = logits.clone(), target.clone()
@@ -212,14 +178,3 @@ def test_a_scheduled_term_counts_as_the_schedule_says(kind: str, progress: float
     expected = weight * found["ce"].item() + found["dice"].item()
     assert found["loss"].item() == pytest.approx(expected, rel=1e-6)
     assert not math.isclose(found["ce"].item(), 0)
-
-
-def test_classes_of_the_package_come_by_name_and_others_do_not() -> None:
-    import harness.losses as package
-
-    assert {load(target) for target in LOSSES.values()} == {
-        getattr(package, t.partition(":")[2]) for t in LOSSES.values()
-    }
-    assert "Dice" in dir(package)
-    with pytest.raises(AttributeError, match="Dcie"):
-        _ = package.Dcie

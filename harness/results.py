@@ -116,7 +116,9 @@ def _cell_row(entry: Entry) -> dict[str, Any]:
         "init": record.fingerprints.get("init", "") if record else "",
         "batches": record.fingerprints.get("batches", "") if record else "",
         "weights": record.weights if record else "",
-        **{k: cost.get(k) for k in ("train_s", "eval_s", "step_ms", "peak_rss_mb", "parameters", "steps")},
+        **{
+            k: cost.get(k) for k in ("train_s", "eval_s", "step_ms", "targets_ms", "peak_rss_mb", "parameters", "steps")
+        },
         "device": environment.get("device", ""),
         "torch": environment.get("torch", ""),
         "lr": optimizer["lr"],

@@ -214,9 +214,8 @@ def _train(
         "peak_rss_mb": _peak(device),
         "parameters": sum(p.numel() for p in model.parameters()),
         "steps": state.step,
+        "targets_ms": 1000 * state.targets / max(state.step, 1),
     }
-    if trainer.label_needs:
-        cost["targets_ms"] = 1000 * state.targets / max(state.step, 1)
     return replace(
         _record(cell, "diverged" if state.diverged else "ok", state.diverged),
         eval_id="",

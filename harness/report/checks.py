@@ -117,6 +117,7 @@ class Cost:
     model: str
     loss: str
     step_ms: float
+    targets_ms: float
     train_s: float
     eval_s: float
     peak_rss_mb: float
@@ -131,7 +132,9 @@ def costs(frames: Frames) -> list[Cost]:
     for (group, model, loss), part in triples(frames):
         ok = part[part["status"] == "ok"]
         if len(ok):
-            means = {c: known_mean(ok[c]) for c in ("step_ms", "train_s", "eval_s", "parameters", "steps")}
+            means = {
+                c: known_mean(ok[c]) for c in ("step_ms", "targets_ms", "train_s", "eval_s", "parameters", "steps")
+            }
             devices = ", ".join(dict.fromkeys(d for d in ok["device"] if d))
             memory = float(ok["peak_rss_mb"].max())
             rows.append(Cost(group, model, loss, **means, peak_rss_mb=memory, device=devices))

@@ -11,7 +11,8 @@ from harness.errors import BenchError
 
 CELL_COLUMNS = (
     "dataset", "split", "fold", "model", "loss", "seed", "status", "message", "train_id", "eval_id", "init", "batches",
-    "weights", "train_s", "eval_s", "step_ms", "peak_rss_mb", "parameters", "steps", "device", "torch", "lr",
+    "weights", "train_s", "eval_s", "step_ms", "targets_ms", "peak_rss_mb", "parameters", "steps", "device", "torch",
+    "lr",
 )  # fmt: skip
 CASE_COLUMNS = (
     "dataset", "split", "fold", "model", "loss", "seed", "patient", "case", "class", "metric", "profile", "unit",
@@ -25,8 +26,8 @@ CELL_KEY = ["dataset", "split", "fold", "model", "loss", "seed"]
 NO_FOLD = -1
 
 _NUMBERS = {
-    "fold", "seed", "train_s", "eval_s", "step_ms", "peak_rss_mb", "parameters", "steps", "lr", "value", "worst",
-    "epoch", "step", "loss_value",
+    "fold", "seed", "train_s", "eval_s", "step_ms", "targets_ms", "peak_rss_mb", "parameters", "steps", "lr", "value",
+    "worst", "epoch", "step", "loss_value",
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ class Frame:
         row: dict[str, Any] = {
             "dataset": "synapse", "split": "s", "fold": None, "model": "unet", "loss": loss, "seed": seed,
             "status": status, "message": "", "init": "i", "batches": "b", "weights": f"w{len(self.cell_rows)}",
-            "train_s": 10.0, "eval_s": 1.0, "step_ms": 4.0, "peak_rss_mb": 100.0, "parameters": 5, "steps": 7,
+            "train_s": 10.0, "eval_s": 1.0, "step_ms": 4.0, "targets_ms": 1.5, "peak_rss_mb": 100.0, "parameters": 5, "steps": 7,
             "device": "cpu", "torch": "2.13", "lr": 0.01,
         }  # fmt: skip
         row |= {"train_id": f"t{len(self.cell_rows)}", "eval_id": f"e{len(self.cell_rows)}"}

@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         "losses", nargs="+", metavar="LOSS", help="a name, file.py:Class, 'name: {argument: value}', all"
     )
     check.add_argument("--json", action="store_true", help="print the certificates as JSON")
+    check.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="keeps what a loss prepares once")
     check.set_defaults(verb=_check)
     data = verbs.add_parser("data", help="show a data set: licence, how to obtain it, what is missing")
     data.add_argument("manifest", help="name of a manifest, or a file")
@@ -275,7 +276,7 @@ def _check(args: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from harness.check.command import run_check
 
-    return run_check(args.losses, args.json)
+    return run_check(args.losses, args.json, args.out / "cache")
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -55,7 +55,9 @@ def test_an_edited_loss_is_checked_again(tmp_path: Path) -> None:
     file.write_text(SIGN)
     spec = _spec("mine.py:Sign", f"{file}:Sign")
     assert not certificates_of(spec, tmp_path / "c")["mine.py:Sign"]["passed"]
-    file.write_text(SIGN.replace("return logits", "return -logits").replace(".mean()", ".sum() / (target != 255).sum()"))
+    file.write_text(
+        SIGN.replace("return logits", "return -logits").replace(".mean()", ".sum() / (target != 255).sum()")
+    )
     # it has become cross-entropy, divided by the number of voxels that count
     found = certificates_of(spec, tmp_path / "c")["mine.py:Sign"]
     assert set(found["failed"]) <= {"identity", "finite"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from harness.check.arguments import argument_effects
 from harness.check.identity import twin_of
 from harness.check.properties import NEVER_DECLARED, PROPERTIES, Finding, Make
-from harness.check.scenes import facts_of
+from harness.check.scenes import evaluate, facts_of, label, scene
 from harness.errors import BenchError
+from harness.losses import LOSSES
 from harness.losses.build import build_loss
 from harness.losses.prepared import prepare_loss
 
@@ -77,25 +78,31 @@ class Certificate:
         return asdict(self)
 
 
-def check_loss(spec: Mapping[str, Any], only: Collection[str] | None = None) -> Certificate:
+def check_loss(
+    spec: Mapping[str, Any], only: Collection[str] | None = None, prepared: Path | None = None
+) -> Certificate:
     """Check one loss.
 
     Args:
         spec: `{"name", "class", "args", ...}` as for `build_loss`.
         only: Names of properties; all by default.
+        prepared: Folder in which what a loss prepares once is kept; in this process alone by default.
 
     Raises:
         BenchError: The loss cannot be made, or declares a property that does not exist.
     """
-    began = time.monotonic()
-    make = maker(spec)
-    first = make(_probe())
+    make = maker(spec, prepared)
+    first = make(label(2))
+    began = time.monotonic()  # without what a loss prepares once
     declares = dict(getattr(first, "declares", {}))
     unknown = sorted(set(declares) - DECLARABLE)
     if unknown:
         raise BenchError(
             f"{spec['name']} declares {unknown[0]!r}, which cannot be declared; known: {', '.join(sorted(DECLARABLE))}."
         )
+    if (fault := _uncallable(make)) is not None:
+        line = Line("call", "fail", None, fault)
+        return Certificate(str(spec["name"]), False, (line,), round(time.monotonic() - began, 2))
     strict = not spec["args"]  # other arguments may give a property back
     lines = []
     for name in (*PROPERTIES, "arguments", "identity"):
@@ -105,14 +112,14 @@ def check_loss(spec: Mapping[str, Any], only: Collection[str] | None = None) -> 
     return Certificate(str(spec["name"]), passed, tuple(lines), round(time.monotonic() - began, 2))
 
 
-def maker(spec: Mapping[str, Any]) -> Make:
+def maker(spec: Mapping[str, Any], prepared: Path | None = None) -> Make:
     """A function that makes the loss for the facts of a target, prepared where it needs that."""
 
     def make(target: Tensor, order: Sequence[int] | None = None) -> nn.Module:
         args = {name: _renumbered(value, order) for name, value in spec["args"].items()} if order else spec["args"]
         torch.manual_seed(0)
         loss = build_loss({**spec, "args": args}, facts_of(target))
-        return prepare_loss(loss, spec, lambda: list(target), key="check", seed=0)
+        return prepare_loss(loss, spec, lambda: list(target), key="check", seed=0, folder=prepared)
 
     return make
 
@@ -124,12 +131,28 @@ def _renumbered(value: Any, order: Sequence[int]) -> Any:
     return [_renumbered(value[i], order) for i in order]
 
 
+def _uncallable(make: Make) -> str | None:
+    """What a loss raises when it is called with a plain scene, if it does so in 2D and in 3D."""
+    fault = None
+    for dims in (2, 3):
+        given = scene("random", dims)
+        try:
+            evaluate(make(given.target), given, gradient=False)
+            return None
+        except Exception as error:  # whatever a loss raises
+            fault = fault or f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:160]
+    return fault
+
+
 def _find(name: str, make: Make, spec: Mapping[str, Any]) -> Finding:
     try:
         if name == "arguments":
-            return argument_effects(spec)
+            return argument_effects(spec, make)
         if name == "identity":
-            return twin_of(spec, make)
+            found = twin_of(spec, make)
+            # focal with γ = 0 is cross-entropy, and the user knows it
+            own = spec["class"] in LOSSES.values() and spec["args"]
+            return Finding(None, found.number, found.text) if own and not found.holds else found
         return PROPERTIES[name](make)
     except Exception as error:  # whatever a loss raises is a failure of the property, with the error as its text
         first = next(iter(str(error).splitlines()), "")
@@ -149,10 +172,3 @@ def _line(name: str, found: Finding, declares: Mapping[str, str], strict: bool) 
     else:
         outcome = "pass" if found.holds else "fail"
     return Line(name, outcome, number, found.text, reason)
-
-
-@cache
-def _probe() -> Tensor:
-    from harness.check.scenes import label
-
-    return label(2)

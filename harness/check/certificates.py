@@ -65,7 +65,7 @@ def _kept(spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         pass
     with torch.random.fork_rng(devices=[]):
         try:
-            found = short(check_loss(spec))
+            found = short(check_loss(spec, prepared=folder.with_name("prepared")))
         except BenchError as error:  # such as a loss that needs other facts than the scenes have
             found = {"passed": False, "version": CHECK_VERSION, "failed": {"check": str(error)}, "declared": {}}
     folder.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,7 @@ def specify(text: str) -> dict[str, Any]:
     return found[0].spec
 
 
-def run_check(names: Sequence[str], as_json: bool) -> int:
+def run_check(names: Sequence[str], as_json: bool, cache: Path) -> int:
     """Check losses; returns 1 where a line fails."""
     specs = [specify(text) for name in names for text in (LOSSES if name == "all" else [name])]
     console = Console()
@@ -47,9 +47,9 @@ def run_check(names: Sequence[str], as_json: bool) -> int:
     for spec in specs:
         if not as_json and console.is_terminal:
             with console.status(f"checking {spec['name']}"):
-                certificate = check_loss(spec)
+                certificate = check_loss(spec, prepared=cache / "prepared")
         else:
-            certificate = check_loss(spec)
+            certificate = check_loss(spec, prepared=cache / "prepared")
         certificates.append(certificate)
         if not as_json:
             _show(certificate, console)

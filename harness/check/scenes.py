@@ -6,7 +6,8 @@ logits, attached heads that draw its boundary, attention on its foreground.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from harness.errors import BenchError
 from harness.losses.calls import evaluate_loss, needs_of
 from harness.losses.facts import label_facts
 from harness.losses.needs import HEADS, LABEL_NEEDS
@@ -70,7 +72,7 @@ class Result:
     @property
     def finite(self) -> bool:
         """Whether the value and every gradient is a finite number."""
-        values = [torch.tensor(self.value), *self.leaves.values()]
+        values = [torch.tensor(self.value, dtype=torch.float64), *self.leaves.values()]
         return all(bool(torch.isfinite(v).all()) for v in values)
 
 
@@ -110,11 +112,13 @@ def scene(
     draw = torch.Generator().manual_seed(1000 + seed)
     onehot = one_hot(target).double()
     noise = torch.randn(onehot.shape, generator=draw, dtype=torch.float64)
+    # about 0, so that a perfect prediction is one for one-vs-rest sigmoids too
+    truth = onehot - 0.5
     logits = {
-        "perfect": lambda: 20 * onehot,
-        "degraded": lambda: 2.5 * onehot + 0.8 * noise,
+        "perfect": lambda: 24 * truth,
+        "degraded": lambda: 2.5 * truth + 0.8 * noise,
         "random": lambda: noise,
-        "inverted": lambda: -12 * onehot + 0.1 * noise,
+        "inverted": lambda: -12 * truth + 0.1 * noise,
     }[quality]()
     spacing = torch.tensor([[1.0, 1.25, 1.5][:dims]] * len(target))
     weight = 0.5 + 0.5 * torch.rand(target.shape, generator=draw)
@@ -135,7 +139,9 @@ class Classifier(nn.Module):
         return embedding[:, :CLASSES]
 
 
-def evaluate(loss: nn.Module, given: Scene, *, gradient: bool = True, low: torch.dtype | None = None) -> Result:
+def evaluate(
+    loss: nn.Module, given: Scene, *, gradient: bool = True, low: torch.dtype | None = None, fresh: bool = True
+) -> Result:
     """Value and gradients of a loss on a scene.
 
     Args:
@@ -143,49 +149,82 @@ def evaluate(loss: nn.Module, given: Scene, *, gradient: bool = True, low: torch
         given: The scene; it is not changed.
         gradient: Whether gradients are wanted.
         low: Run inside autocast of this type.
+        fresh: Call a copy, so that what a loss keeps from one call to the next is told by `steady` alone.
     """
+    loss = anew(loss) if fresh else loss
     leaves = leaves_of(loss, given)
     with torch.set_grad_enabled(gradient):
         value = forward(loss, given, leaves, low=low)
     if not gradient:
         return Result(float(value.detach()), torch.zeros_like(given.logits), {})
     names = list(leaves)
-    found = torch.autograd.grad(value, [leaves[n] for n in names], allow_unused=True)
+    wanted = [leaves[n] for n in names]
+    found = torch.autograd.grad(value, wanted, allow_unused=True) if value.requires_grad else [None] * len(wanted)
     grads = {n: torch.zeros_like(leaves[n]) if g is None else g for n, g in zip(names, found, strict=True)}
     through = grads.get("logits", torch.zeros_like(given.logits))
     if "embedding" in grads:
-        through = through + grads["embedding"][:, : given.logits.shape[1]]
+        through = grads["embedding"][:, : given.logits.shape[1]]  # that of the logits is a part of it
     return Result(float(value.detach()), through, grads)
 
 
 def forward(
     loss: nn.Module, given: Scene, leaves: dict[str, Tensor], low: torch.dtype | None = None, seed: int = 7
 ) -> Tensor:
-    """Call the loss with everything it asks for."""
+    """Call the loss with everything it asks for.
+
+    A value without a gradient is returned as it is: `gradcheck` and `descent` tell it, and no other property.
+    """
+    try:
+        return _call(loss, *inputs_of(loss, given, leaves, seed), low, seed)
+    except BenchError:
+        if not torch.is_grad_enabled():
+            raise
+        with torch.no_grad():  # any other reason is raised again
+            return _call(loss, *inputs_of(loss, given, leaves, seed), low, seed)
+
+
+def _call(
+    loss: nn.Module, logits: Tensor, target: Tensor, offered: dict[str, Any], low: torch.dtype | None, seed: int
+) -> Tensor:
+    torch.manual_seed(seed)
+    if logits.dtype == torch.float64:
+        loss.double()  # weights of a library's loss, which does not cast them
+    with torch.autocast(logits.device.type, dtype=low, enabled=low is not None):
+        return evaluate_loss(loss, logits, target, offered)["loss"]
+
+
+def inputs_of(
+    loss: nn.Module, given: Scene, leaves: dict[str, Tensor], seed: int = 7
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """Logits, target and offers: copies, none of them a leaf, as a network gives them."""
     device = given.logits.device
     wanted = set().union(*needs_of(loss))
-    logits = leaves["logits"]
+    logits = leaves["logits"].clone()
     if "embedding" in leaves:
         logits = logits + Classifier()(leaves["embedding"])
     offered: dict[str, Any] = {
-        "spacing": given.spacing,
+        "spacing": given.spacing.clone(),
         "progress": torch.tensor(0.5, device=device),
         "epoch": torch.tensor(1.0, device=device),
         "epochs": torch.tensor(3.0, device=device),
         "generator": torch.Generator(device).manual_seed(seed),
         "classify": Classifier(),
-        **{k: v for k, v in given.extra.items() if k in wanted},
-        **{k: v for k, v in leaves.items() if k != "logits"},
+        **{k: v.clone() for k, v in given.extra.items() if k in wanted},
+        **{k: v.clone() for k, v in leaves.items() if k != "logits"},
     }
     names = wanted & LABEL_NEEDS
     if names:
         classes = given.logits.shape[1]
         offered |= derive(names, given.target, num_classes=classes, spacing=given.spacing)
-    torch.manual_seed(seed)
-    if low is None:
-        return evaluate_loss(loss, logits, given.target, offered)["loss"]
-    with torch.autocast(device.type, dtype=low):
-        return evaluate_loss(loss, logits, given.target, offered)["loss"]
+    return logits, given.target.clone(), offered
+
+
+def anew(loss: nn.Module) -> nn.Module:
+    """A copy of a loss, in the state it is in."""
+    try:
+        return copy.deepcopy(loss)
+    except (RuntimeError, TypeError):  # it keeps something that cannot be copied
+        return loss
 
 
 def leaves_of(loss: nn.Module, given: Scene) -> dict[str, Tensor]:
@@ -200,6 +239,18 @@ def leaves_of(loss: nn.Module, given: Scene) -> dict[str, Tensor]:
         # the logits of a network are those of its embedding: all of the prediction stands there
         parts["logits"] = torch.zeros_like(parts["logits"])
     return {k: v.requires_grad_() for k, v in parts.items()}
+
+
+def working_dims(make: Callable[..., nn.Module]) -> Iterator[int]:
+    """The dimensions that the loss works in; a loss of 2D images alone is told by `dimensions`."""
+    for dims in (2, 3):
+        try:
+            evaluate(make(label(dims)), scene("random", dims), gradient=False)
+        except Exception:
+            if dims == 2:
+                raise
+            continue
+        yield dims
 
 
 def on_voxels(loss: nn.Module) -> bool:
@@ -220,11 +271,12 @@ def _embedding(logits: Tensor, given: Scene, loss: nn.Module) -> Tensor:
 
 
 def _boundary_logits(logits: Tensor, given: Scene, loss: nn.Module) -> Tensor:
-    """As sharp as the prediction: 10 · (1 - 2 |edge - edge of the prediction|), signed."""
+    """As sharp as the prediction: high where it has an edge, low elsewhere."""
     guess = torch.where(given.target == IGNORE, given.target, logits.argmax(1))
     found = derive(["boundary"], guess, num_classes=logits.shape[1], spacing=given.spacing)["boundary"]
     sharp = logits.abs().mean() * found.to(logits.dtype).mul(2).sub(1)
-    return torch.stack([-sharp, sharp], dim=1)
+    single = getattr(loss, "channels", {}).get("boundary_logits") == 1
+    return torch.stack([sharp] if single else [-sharp, sharp], dim=1)
 
 
 def _distance_logits(logits: Tensor, given: Scene, loss: nn.Module) -> Tensor:
@@ -244,10 +296,9 @@ def _projection(logits: Tensor, given: Scene, loss: nn.Module) -> Tensor:
 
 
 def _coarse(values: Tensor) -> Tensor:
-    """Every second voxel."""
-    for axis in range(2, values.ndim):
-        values = values.index_select(axis, torch.arange(0, values.shape[axis], 2))
-    return values
+    """Means of cells of two voxels a side."""
+    pooled: Tensor = (F.avg_pool2d if values.ndim == 4 else F.avg_pool3d)(values, 2)
+    return pooled
 
 
 def _attention(logits: Tensor, given: Scene, loss: nn.Module) -> Tensor:

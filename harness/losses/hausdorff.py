@@ -207,7 +207,6 @@ class HausdorffErosion(nn.Module):
         "order": "a dead zone: errors that are thin, or below 0.71, cost nothing, so a degraded prediction scores 0",
         "monotone_large": "each eroded map is rescaled to its greatest value, so a weaker error can weigh as much",
         "monotone_small": "each eroded map is rescaled to its greatest value, so a weaker error can weigh as much",
-        "arguments": "the number of erosions matters only to errors that outlive them, and those of the check are thin",
     }
 
     def __init__(

@@ -63,7 +63,6 @@ class NonAdjacency(nn.Module):
         "classwise": "the label is not compared with the prediction",
         "monotone_large": "a shifted object touches the same classes",
         "monotone_small": "a shifted object touches the same classes",
-        "arguments": "factor acts from the sixth epoch on",
     }
     forbidden: Tensor
     strength: Tensor

@@ -65,7 +65,6 @@ class AttentionRegularisation(nn.Module):
         "descent": "acts on the attention, not on the prediction",
         "monotone_large": "on a coarser grid, and within the dilated truth, a small shift is free",
         "monotone_small": "on a coarser grid, and within the dilated truth, a small shift is free",
-        "arguments": "smooth belongs to the form kl",
     }
 
     def __init__(self, form: Literal["mass", "kl"] = "mass", dilation: int = 1, smooth: float = 1e-3) -> None:
@@ -200,10 +199,7 @@ class ShapeAlignment(nn.Module):
     version = 1
     taxonomy = ("shape prior", "region")
     declares: ClassVar[dict[str, str]] = {
-        "optimum": "0 where the maps are the shares of the cells, not where they are the label of one voxel of each",
         "descent": "acts on the token maps, not on the prediction",
-        "monotone_large": "a coarser grid does not see every shift",
-        "monotone_small": "a coarser grid does not see every shift",
     }
 
     def __init__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,6 @@ class GeneralizedSurface(nn.Module):
 
     version = 1
     taxonomy = ("boundary", "boundary")
-    declares: ClassVar[dict[str, str]] = {"arguments": "class_surface is read with `weights: surface` alone"}
     weight: Tensor | None
 
     def __init__(
@@ -189,7 +188,6 @@ class GSL(nn.Module):
 
     version = 1
     taxonomy = ("combination", "compound")
-    declares: ClassVar[dict[str, str]] = {"arguments": "class_surface is read with `weights: surface` alone"}
 
     def __init__(
         self,

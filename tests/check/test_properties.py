@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.check import check_loss
+from harness.check import check_loss, maker
 from harness.check.arguments import _others, argument_effects
 from harness.check.properties import PROPERTIES, Finding
 from harness.check.scenes import CLASSES, IGNORE, QUALITIES, evaluate, facts_of, label, leaves_of, one_hot, scene
@@ -323,10 +323,40 @@ class Twins(nn.Module):
 """
 
 
+def _effects(name: str, target: str) -> Finding:
+    spec = {"name": name, "class": target, "args": {}}
+    return argument_effects(spec, maker(spec))
+
+
+FORMS = """
+from typing import Literal
+
+from torch import nn
+
+
+class Forms(nn.Module):
+    def __init__(self, form: Literal["ce", "focal"] = "ce", gamma: float = 2.0, idle: float = 1.0) -> None:
+        super().__init__()
+        self.form, self.gamma = form, gamma
+
+    def forward(self, logits, target):
+        log_p = logits.log_softmax(1).gather(1, target.clamp(max=logits.shape[1] - 1)[:, None])[:, 0]
+        focus = (1 - log_p.exp()) ** self.gamma if self.form == "focal" else 1
+        return -(focus * log_p * (target != 255)).mean()
+"""
+
+
+def test_an_argument_of_another_form_has_its_effect_there(tmp_path) -> None:
+    file = tmp_path / "forms.py"
+    file.write_text(FORMS)
+    found = _effects("forms", f"{file}:Forms")
+    assert not found.holds and found.text == "no effect of idle"
+
+
 def test_arguments_without_an_effect_are_named(tmp_path) -> None:
     file = tmp_path / "many.py"
     file.write_text(ARGUMENTS)
-    found = argument_effects({"name": "many", "class": f"{file}:Many", "args": {}})
+    found = _effects("many", f"{file}:Many")
     assert not found.holds and found.number == 2
     assert found.text == "no effect of idle, unused; not tried: model"
 
@@ -335,7 +365,7 @@ def test_arguments_without_an_effect_are_named(tmp_path) -> None:
 def test_arguments_that_do_the_same_are_named(tmp_path, second: str, holds: bool) -> None:
     file = tmp_path / "twins.py"
     file.write_text(ARGUMENTS.replace("{second}", second))
-    found = argument_effects({"name": "twins", "class": f"{file}:Twins", "args": {}})
+    found = _effects("twins", f"{file}:Twins")
     assert found.holds is holds
     assert found.text == ("5 of 5 change the value" if holds else "a and b do the same")
 

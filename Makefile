@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test test-long check setup schema bench-overhead clean
+.PHONY: quickstart test test-long check setup schema docs bench-overhead bench-losses clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/bench run suites/quickstart.yaml
@@ -22,6 +22,9 @@ check: $(VENV)/.installed-dev
 bench-overhead: $(VENV)/.installed
 	$(BIN)/python benchmarks/overhead.py
 
+bench-losses: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/losses.py
+
 setup: $(VENV)/.installed-dev
 
 $(VENV)/bin/python:
@@ -38,6 +41,11 @@ $(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml tests/oracles.txt
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	$(BIN)/python -m pip install --quiet --no-deps -r tests/oracles.txt
 	@touch $@ $(VENV)/.installed
+
+# The reference pages of the losses: agreement with other implementations, checks, behaviour, text.
+docs: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 BENCH_AGREEMENT=$(CURDIR)/docs/losses/agreement.json $(BIN)/python -m pytest -q tests/losses
+	OMP_NUM_THREADS=1 $(BIN)/python -m harness.reference --measure
 
 schema: $(VENV)/.installed
 	$(BIN)/python -m harness.schema

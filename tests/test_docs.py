@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 
+from harness.check import check_loss
 from harness.cli import main
 from harness.losses.build import build_loss
 from harness.losses.calls import evaluate_loss, needs_of
@@ -44,15 +45,26 @@ def test_the_mistake_of_the_readme_reads_as_it_says(suite: Path, capsys: pytest.
 def test_the_loss_of_the_readme_is_lowest_at_the_truth(suite: Path) -> None:
     cell = load_suite(suite).cells[-1]
     loss = build_loss(cell.loss, {})
-    assert needs_of(loss) == ({"distance_in", "distance_out"}, set())
+    assert needs_of(loss) == ({"onehot", "valid", "distance_in", "distance_out"}, set())
     target = torch.zeros(1, 12, 12, dtype=torch.int64)
     target[:, 3:8, 4:9] = 1
-    maps = derive(["distance_in", "distance_out"], target, num_classes=2, spacing=torch.ones(1, 2))
+    maps = derive(needs_of(loss)[0], target, num_classes=2, spacing=torch.ones(1, 2))
     values = []
     for labels in (target, target.roll(2, 2), 1 - target):
         logits = torch.nn.functional.one_hot(labels, 2).movedim(-1, 1).float() * 20
         values.append(float(evaluate_loss(loss, logits.requires_grad_(), target, maps)["loss"].detach()))
     assert values[0] < values[1] < values[2]
+
+
+def test_the_loss_of_the_readme_passes_the_check(suite: Path) -> None:
+    certificate = check_loss(load_suite(suite).cells[-1].loss)
+    assert certificate.passed, certificate.failed
+
+
+def test_the_use_as_a_library_runs() -> None:
+    names: dict[str, object] = {}
+    exec(_blocks("README.md", "python")[1], names)
+    assert 0 < float(names["loss"]) < 1  # type: ignore[arg-type]
 
 
 def test_the_losses_of_the_suite_reference_are_valid(tmp_path: Path) -> None:

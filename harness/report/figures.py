@@ -74,7 +74,7 @@ def save(figure: Figure, folder: Path, name: str, title: str) -> str:
     figure.savefig(paths["svg"], metadata={"Date": None, "Creator": None}, transparent=True)
     figure.savefig(paths["png"], dpi=200, metadata={"Software": None})
     figure.savefig(paths["pdf"], metadata={"CreationDate": None, "Creator": None, "Producer": None})
-    svg = _grey_images(_lighter(paths["svg"].read_text(encoding="utf-8")))
+    svg = _grey_images(lighter(paths["svg"].read_text(encoding="utf-8")))
     paths["svg"].write_text(svg, encoding="utf-8")
     return inline(svg, name, title)
 
@@ -98,7 +98,7 @@ def inline(svg: str, name: str, title: str) -> str:
     return head + _in_tags(themed, body[body.index(">") + 1 :])
 
 
-def _lighter(svg: str) -> str:
+def lighter(svg: str) -> str:
     """Two decimals of a point are enough for a screen and for print: half the size. Text stays as it is."""
 
     def lighter(tag: str) -> str:

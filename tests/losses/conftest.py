@@ -35,3 +35,50 @@ def pytest_sessionfinish() -> None:
     if path and _FOUND:
         rows = [{"loss": k[0], "oracle": k[1], "error": v} for k, v in sorted(_FOUND.items())]
         Path(path).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+Case = tuple[torch.Tensor, torch.Tensor]
+
+
+@pytest.fixture
+def example() -> Callable[..., Case]:
+    """Make random float64 logits of a shape (B, C, *S) and labels, a third of them ignored if asked."""
+
+    def make(shape: tuple[int, ...], ignored: bool = False, seed: int | None = None) -> Case:
+        chance = torch.Generator().manual_seed(len(shape) if seed is None else seed)
+        logits = torch.randn(shape, generator=chance, dtype=torch.float64)
+        target = torch.randint(0, shape[1], (shape[0], *shape[2:]), generator=chance)
+        if ignored:
+            target[torch.rand(target.shape, generator=chance) < 0.3] = 255
+        return logits, target
+
+    return make
+
+
+@pytest.fixture
+def four() -> Case:
+    """Four voxels: p of class 1 is 3/4, 1/2, 1/4, 3/4; the labels are 1, 1, 1, 0.
+
+    The true classes got 3/4, 1/2, 1/4, 1/4. Class 1: TP = 3/2, FP = 3/4, FN = 3/2, Σp = 9/4, Σt = 3. Class 0: TP = 1/4,
+    FP = 3/2, FN = 3/4, Σp = 7/4, Σt = 1.
+    """
+    ln3 = float(np.log(3))
+    logits = torch.tensor([[[0.0, 0, 0, 0], [ln3, 0, -ln3, ln3]]], dtype=torch.float64)
+    return logits, torch.tensor([[1, 1, 1, 0]])
+
+
+@pytest.fixture
+def voxels() -> Callable[..., list[tuple[int, list[float], int]]]:
+    """List (sample, probabilities, label) of every valid voxel, in plain loops without torch's softmax."""
+
+    def make(logits: torch.Tensor, target: torch.Tensor) -> list[tuple[int, list[float], int]]:
+        z, y = logits.detach().flatten(2).numpy(), target.flatten(1).numpy()
+        out = []
+        for b in range(len(z)):
+            for n in range(z.shape[2]):
+                if y[b, n] != 255:
+                    e = np.exp(z[b, :, n] - z[b, :, n].max())
+                    out.append((b, list(e / e.sum()), int(y[b, n])))
+        return out
+
+    return make

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.cell import Cell
 from harness.data.manifest import packed
 from harness.errors import BenchError
+from harness.losses import LOSSES
 from harness.suite import load_suite
 
 BASE = """\
@@ -238,7 +240,17 @@ GOLDEN = {
     "quickstart": "9993f740a88cc357",
     "hippocampus": "7d8520e6cf3d6391",
     "synapse": "f7e56691b74b443d",
+    "catalogue": "2bb2d6afe5a3b5d4",
 }
+
+
+def test_the_catalogue_suite_holds_every_loss() -> None:
+    names = [c.loss["sum"][0]["loss"]["name"] if "sum" in c.loss else c.loss["name"] for c in _shipped("catalogue")]
+    assert names == list(LOSSES)
+
+
+def _shipped(name: str) -> list[Cell]:
+    return load_suite(packed("suites") / f"{name}.yaml").cells
 
 
 @pytest.mark.parametrize("name", sorted(GOLDEN))

@@ -25,8 +25,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, distance_transform_edt
 
 from harness.reference.entries import AZAD, MA
-from harness.report.figures import lighter as lighter
-from harness.report.figures import drawing
+from harness.report.figures import drawing, lighter
 from harness.report.palette import BLANK, COLOURS, INK
 
 DRAWING_VERSION = 1

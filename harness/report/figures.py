@@ -281,4 +281,6 @@ def _legend(figure: Figure, names: list[str], frames: Frames, *, lines: bool) ->
     # A name that starts with an underscore is an ordinary name here.
     longest = max((len(n) for n in names), default=1)
     columns = max(1, min(len(names), int(figure.get_figwidth() * 72 / (longest * 5.2 + 34))))
+    more = -(-len(names) // columns) - 3  # a legend of many rows gets room of its own, not the panels'
+    figure.set_figheight(figure.get_figheight() + 0.2 * max(0, more))
     figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.2)

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -65,3 +67,13 @@ def test_the_crop_holds_every_label_with_a_margin():
     assert crop(panel) == (slice(8, 24), slice(17, 48))
     empty = Panel("c", "d", "m", None, 0 * truth, {"dice": 0 * other}, {1: "liver"})
     assert crop(empty) == (slice(0, 40), slice(0, 50))
+
+
+def test_a_legend_of_sixty_losses_does_not_cover_the_panel(frame, tmp_path):
+    for i in range(60):
+        name = f"a loss with a long name {i}"
+        frame.cell(name).case(name, 0.5).curve(f"t{i}", [1.0, 0.5])
+    picture = loss_curves(prepare(*frame.frames), "synapse", tmp_path, "curves")
+    assert picture is not None
+    height = float(re.findall(r'viewBox="0 0 [\d.]+ ([\d.]+)"', picture.svg)[0])
+    assert height > 30 * 11, "two columns of thirty names, 11 points each, beside the panel"

@@ -30,6 +30,7 @@ __all__ = [
     "safe_power",
     "true_class",
     "true_log_p",
+    "weighted_log_p",
 ]
 
 Reduction = Literal["batch", "sample"]
@@ -127,6 +128,25 @@ def true_log_p(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """
     found = softmax_sums(logits, target, sums=False, log_p=True)
     return found.log_p, found.valid
+
+
+def weighted_log_p(logits: Tensor, target: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The ln p of the true class of each voxel times its weight; nothing more is kept than without weights.
+
+    Args:
+        logits: (B, C, *S).
+        target: (B, *S).
+        weights: Weight of each class, (C,) or for each sample (B, C).
+
+    Returns:
+        The products (B, N), and the number and the summed weights of the valid voxels of each sample, (B, 1).
+
+    Raises:
+        BenchError: There is not one weight for each class.
+    """
+    fitting(weights[0] if weights.ndim == 2 else weights, logits.shape[1])
+    found = softmax_sums(logits, target, sums=False, log_p=True, weights=weights)
+    return found.log_p, found.valid, found.weight
 
 
 def class_sizes(target: Tensor, classes: int) -> Tensor:

@@ -19,6 +19,7 @@ from harness.errors import BenchError
 
 IGNORE = 255
 PIECE = 2**19  # logits at a time on CPU: 2 MB of float32
+LANES = 8
 TINY = 1e-30  # below it the logarithm of a probability is taken from the logits
 
 
@@ -30,7 +31,8 @@ class SoftmaxSums(NamedTuple):
         p: Σ p or Σ p² over valid voxels, (B, C).
         t: Σ t, (B, C), without a gradient.
         valid: Number of valid voxels, (B, 1), without a gradient.
-        log_p: ln p of the true class of each voxel, (B, N); 0 at ignored voxels.
+        log_p: ln p of the true class of each voxel, times its weight, (B, N); 0 at ignored voxels.
+        weight: Σ of those weights over valid voxels, (B, 1), without a gradient.
     """
 
     tp: Tensor
@@ -38,10 +40,17 @@ class SoftmaxSums(NamedTuple):
     t: Tensor
     valid: Tensor
     log_p: Tensor
+    weight: Tensor
 
 
 def softmax_sums(
-    logits: Tensor, target: Tensor, *, sums: bool = True, log_p: bool = False, squared: bool = False
+    logits: Tensor,
+    target: Tensor,
+    *,
+    sums: bool = True,
+    log_p: bool = False,
+    squared: bool = False,
+    weights: Tensor | None = None,
 ) -> SoftmaxSums:
     """Sums over regions, and what each voxel's true class was given.
 
@@ -51,99 +60,108 @@ def softmax_sums(
         sums: Return `tp`, `p` and `t`.
         log_p: Return `log_p`.
         squared: Sum p² in place of p.
+        weights: Weight of each class in `log_p`, (C,) or for each sample (B, C); 1 by default. No gradient.
 
     Raises:
         BenchError: A label is neither a class nor 255 (on CPU; elsewhere looking would wait for the device).
     """
     keep = sums and logits.is_cpu and logits.requires_grad and torch.is_grad_enabled()
+    if weights is not None:
+        weights = weights.detach().to(_working(logits)).expand(len(logits), -1)
     found = _Softmax.apply(  # type: ignore[no-untyped-call]
-        logits.flatten(2), target.flatten(1), sums, log_p, squared, keep
+        logits.flatten(2), target.flatten(1), weights, sums, log_p, squared, keep
     )
-    return SoftmaxSums(*found[:5])
+    return SoftmaxSums(*found[:6])
 
 
 class _Softmax(torch.autograd.Function):
-    """Logits (B, C, N) and labels (B, N) → the five tensors of `SoftmaxSums`, and the softmax if it is kept."""
+    """Logits (B, C, N) and labels (B, N) → the six tensors of `SoftmaxSums`, and the softmax if it is kept."""
 
     @staticmethod
     def forward(
-        logits: Tensor, target: Tensor, sums: bool, log_p: bool, squared: bool, keep: bool
+        logits: Tensor, target: Tensor, weights: Tensor | None, sums: bool, log_p: bool, squared: bool, keep: bool
     ) -> tuple[Tensor, ...]:
         run = _forward_cpu if logits.is_cpu else _forward_elsewhere
-        return run(logits, target, sums, log_p, squared, keep)
+        return run(logits, target, weights, sums, log_p, squared, keep)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        logits, target, _, _, ctx.squared, ctx.keep = inputs
-        ctx.save_for_backward(output[5] if ctx.keep else logits, target)
-        ctx.mark_non_differentiable(output[2], output[3])
+        logits, target, weights, _, _, ctx.squared, ctx.keep = inputs
+        ctx.save_for_backward(output[6] if ctx.keep else logits, target, weights)
+        ctx.mark_non_differentiable(output[2], output[3], output[5])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        scores, target = ctx.saved_tensors
+        scores, target, weights = ctx.saved_tensors
         # of a part that was not asked for, what comes is empty
-        tp, p, _, _, log_p, kept = (None if g is None or g.shape[1] == 0 else g for g in gradients)
-        out = _Gradient.apply(scores, target, ctx.squared, ctx.keep, tp, p, log_p)  # type: ignore[no-untyped-call]
+        tp, p, _, _, log_p, _, kept = (None if g is None or g.shape[1] == 0 else g for g in gradients)
+        out = _Gradient.apply(  # type: ignore[no-untyped-call]
+            scores, target, weights, ctx.squared, ctx.keep, tp, p, log_p
+        )
         if kept is not None and ctx.keep:  # of a second derivative
             part = scores * kept
             out = out + part - scores * part.sum(1, keepdim=True)
-        return out, None, None, None, None, None
+        return out, None, None, None, None, None, None
 
     @staticmethod
     def vmap(info: Any, dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         folded = [_fold(arg, dim, info.batch_size) for arg, dim in zip(args, dims, strict=True)]
         found = _Softmax.apply(*folded)  # type: ignore[no-untyped-call]
-        return tuple(out.unflatten(0, (info.batch_size, -1)) for out in found), (0,) * 6
+        return tuple(out.view(info.batch_size, len(out) // info.batch_size, *out.shape[1:]) for out in found), (0,) * 7
 
 
 class _Gradient(torch.autograd.Function):
     """The gradient of `_Softmax` to the logits, a function of its own: it is differentiable and takes batches too.
 
-    Takes scores (B, C, N), which are logits, or the softmax if `kept`; labels (B, N); the gradients of tp and p, (B, C),
-    and of log_p, (B, N), or None.
+    Takes scores (B, C, N), which are logits, or the softmax if `kept`; labels (B, N); the gradients of tp and p,
+    (B, C), and of log_p, (B, N), or None.
     """
 
     @staticmethod
-    def forward(scores: Tensor, target: Tensor, squared: bool, kept: bool, *given: Tensor | None) -> Tensor:
+    def forward(
+        scores: Tensor, target: Tensor, weights: Tensor | None, squared: bool, kept: bool, *given: Tensor | None
+    ) -> Tensor:
         if all(g is None for g in given):
             return torch.zeros_like(scores)
         run = _gradient_cpu if scores.is_cpu else _gradient_elsewhere
-        return run(scores, target, squared, kept, *given)
+        return run(scores, target, weights, squared, kept, *given)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        scores, target, ctx.squared, ctx.kept, *given = inputs
+        scores, target, weights, ctx.squared, ctx.kept, *given = inputs
         ctx.given = [g is not None for g in given]
-        ctx.save_for_backward(scores, target, *[g for g in given if g is not None])
+        ctx.save_for_backward(scores, target, weights, *[g for g in given if g is not None])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        scores, target, *saved = ctx.saved_tensors
+        scores, target, weights, *saved = ctx.saved_tensors
 
         def plain(x: Tensor, *given: Tensor) -> Tensor:
             each = iter(given)
-            return _plain_gradient(x, target, ctx.squared, ctx.kept, *(next(each) if g else None for g in ctx.given))
+            parts = [next(each) if g else None for g in ctx.given]
+            return _plain_gradient(x, target, weights, ctx.squared, ctx.kept, *parts)
 
         first, *rest = torch.func.vjp(plain, scores, *saved)[1](gradients[0])
         each = iter(rest)
-        return first, None, None, None, *(next(each) if g else None for g in ctx.given)
+        return first, None, None, None, None, *(next(each) if g else None for g in ctx.given)
 
     @staticmethod
     def vmap(info: Any, dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
         folded = [_fold(arg, dim, info.batch_size) for arg, dim in zip(args, dims, strict=True)]
         found: Tensor = _Gradient.apply(*folded)  # type: ignore[no-untyped-call]
-        return found.unflatten(0, (info.batch_size, -1)), 0
+        return found.view(info.batch_size, len(found) // info.batch_size, *found.shape[1:]), 0
 
 
 def _forward_cpu(
-    logits: Tensor, target: Tensor, sums: bool, log_p: bool, squared: bool, keep: bool
+    logits: Tensor, target: Tensor, weights: Tensor | None, sums: bool, log_p: bool, squared: bool, keep: bool
 ) -> tuple[Tensor, ...]:
     (batch, classes, voxels), kind = logits.shape, _working(logits)
-    tp, p, t = (torch.zeros(batch, classes if sums else 0, dtype=torch.float64) for _ in range(3))
-    valid = torch.zeros(batch, 1, dtype=torch.float64)
-    true = torch.empty(batch, voxels if log_p else 0, dtype=kind)
-    kept = torch.empty(batch, classes if keep else 0, voxels, dtype=kind)
+    shape = batch, classes if sums else 0
+    tp, p, t = (logits.new_zeros(shape, dtype=torch.float64) for _ in range(3))
+    valid, weight = (logits.new_zeros(batch, 1, dtype=torch.float64) for _ in range(2))
+    true = logits.new_empty(batch, voxels if log_p else 0, dtype=kind)
+    kept = logits.new_empty(batch, classes if keep else 0, voxels, dtype=kind)
     for b, pieces in _pieces(batch, classes, voxels):
         if keep:
             torch.softmax(logits[b].to(kind), 1, out=kept[b])
@@ -167,13 +185,21 @@ def _forward_cpu(
                     z = logits[b, :, s].to(kind).contiguous() if z is None else z
                     own = _Labels(target[b, s], classes, z.shape[2]) if keep else labels
                     found = own.take(z.log_softmax(1).view(-1))
-                true[b, s] = found if labels.valid is None else found * labels.valid
-    return tp.to(kind), p.to(kind), t.to(kind), valid.to(kind), true, kept
+                if labels.valid is not None:
+                    found = found * labels.valid
+                if weights is not None:
+                    each = labels.of_class(weights[b])
+                    weight[b] += (each if labels.valid is None else each * labels.valid).sum(1, keepdim=True)
+                    found = each.mul_(found)
+                true[b, s] = found
+    weight = valid if weights is None else weight
+    return tp.to(kind), p.to(kind), t.to(kind), valid.to(kind), true, weight.to(kind), kept
 
 
 def _gradient_cpu(
     scores: Tensor,
     target: Tensor,
+    weights: Tensor | None,
     squared: bool,
     kept: bool,
     tp: Tensor | None,
@@ -181,7 +207,7 @@ def _gradient_cpu(
     log_p: Tensor | None,
 ) -> Tensor:
     (batch, classes, voxels), kind = scores.shape, _working(scores)
-    out = torch.empty(scores.shape, dtype=kind)
+    out = scores.new_empty(scores.shape, dtype=kind)
     for b, pieces in _pieces(batch, classes, voxels):
         if not kept:
             torch.softmax(scores[b].to(kind), 1, out=out[b])
@@ -193,7 +219,8 @@ def _gradient_cpu(
             if tp is not None:
                 extra = labels.take((scores if kept else out)[b].view(-1)[s.start :]) * labels.of_class(tp[b])
             if log_p is not None:
-                extra = log_p[b, s] if extra is None else extra + log_p[b, s]
+                part = log_p[b, s] if weights is None else log_p[b, s] * labels.of_class(weights[b])
+                extra = part if extra is None else extra + part
             if extra is not None and labels.valid is not None:
                 extra = extra * labels.valid
             if p is None:
@@ -216,12 +243,12 @@ def _gradient_cpu(
 
 
 def _forward_elsewhere(
-    logits: Tensor, target: Tensor, sums: bool, log_p: bool, squared: bool, keep: bool
+    logits: Tensor, target: Tensor, weights: Tensor | None, sums: bool, log_p: bool, squared: bool, keep: bool
 ) -> tuple[Tensor, ...]:
     z, valid = logits.to(_working(logits)), target != IGNORE
     labels, weight = torch.where(valid, target, 0)[:, None], valid.to(z.dtype)[:, None]
     none = z.new_zeros(len(z), 0)
-    tp, p, t, true = none, none, none, none
+    tp, p, t, true, total = none, none, none, none, weight.sum(2)
     if sums:
         probs = z.softmax(1)
         place = torch.zeros_like(probs)
@@ -229,13 +256,15 @@ def _forward_elsewhere(
         tp = place.scatter_(1, labels, probs.gather(1, labels) * weight).sum(2)
         p = ((probs * probs if squared else probs) * weight).sum(2)
     if log_p:
-        true = (z.log_softmax(1).gather(1, labels) * weight)[:, 0]
-    return tp, p, t, weight.sum(2), true, none[:, :, None]
+        each = weight if weights is None else weight * weights.gather(1, labels[:, 0])[:, None]
+        true, total = (z.log_softmax(1).gather(1, labels) * each)[:, 0], each.sum(2)
+    return tp, p, t, weight.sum(2), true, total, none[:, :, None]
 
 
 def _gradient_elsewhere(
     scores: Tensor,
     target: Tensor,
+    weights: Tensor | None,
     squared: bool,
     kept: bool,
     tp: Tensor | None,
@@ -247,6 +276,8 @@ def _gradient_elsewhere(
     labels = torch.where(valid, target, 0)
     place, weight = labels[:, None], valid.to(probs.dtype)
     extra = torch.zeros_like(weight) if log_p is None else log_p * weight
+    if log_p is not None and weights is not None:
+        extra = extra * weights.gather(1, labels)
     if tp is not None:
         extra = extra + probs.gather(1, place)[:, 0] * tp.gather(1, labels) * weight
     if p is None:
@@ -262,6 +293,7 @@ def _gradient_elsewhere(
 def _plain_gradient(
     scores: Tensor,
     target: Tensor,
+    weights: Tensor | None,
     squared: bool,
     kept: bool,
     tp: Tensor | None,
@@ -279,7 +311,8 @@ def _plain_gradient(
         slope = slope + (2 * probs if squared else 1) * p[:, :, None] * valid
     out = probs * (slope - (slope * probs).sum(1, keepdim=True))
     if log_p is not None:
-        out = out + log_p[:, None] * (onehot - probs * valid)
+        each = onehot if weights is None else onehot * weights[:, :, None]
+        out = out + log_p[:, None] * (each - probs * each.sum(1, keepdim=True))
     return out.to(scores.dtype)
 
 
@@ -326,25 +359,33 @@ class _Labels:
 
     def by_class(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Sums of (b, n) over the voxels of each class, and their number, both (b, C)."""
-        size, keys = self.shape[0] * self.classes, self._keys()
+        # neighbours are mostly of one class: eight places each, or every addition waits for the one before
+        lanes = _lanes(*self.shape, self.classes, self.labels.dtype)
+        keys, size = torch.add(lanes, self.labels, alpha=LANES).view(-1), self.shape[0] * self.classes * LANES
         weight = None if self.valid is None else self.valid.flatten().double()
-        if self.valid is not None:
-            values = values * self.valid
-        both = torch.bincount(keys, values.flatten(), size).double(), torch.bincount(keys, weight, size)
-        return both[0].view(-1, self.classes), both[1].view(-1, self.classes)
+        given = values.flatten().double() if weight is None else values.flatten().double().mul_(weight)
+        both = torch.bincount(keys, given, size), torch.bincount(keys, weight, size)
+        return both[0].view(-1, self.classes, LANES).sum(2), both[1].view(-1, self.classes, LANES).sum(2)
 
     def _keys(self) -> Tensor:
         if self.shape[0] == 1:
             return self.labels.view(-1)
-        start = torch.arange(0, self.shape[0] * self.classes, self.classes, dtype=self.labels.dtype)
+        start = torch.arange(0, self.shape[0] * self.classes, self.classes, dtype=self.labels.dtype, device="cpu")
         return (self.labels + start[:, None]).view(-1)
+
+
+@functools.lru_cache(maxsize=8)
+def _lanes(samples: int, voxels: int, classes: int, kind: torch.dtype) -> Tensor:
+    """Where class 0 of each voxel is summed in (b, C, LANES), (b, n)."""
+    start = classes * LANES * torch.arange(samples, dtype=kind, device="cpu")[:, None]
+    return start + torch.arange(voxels, dtype=kind, device="cpu") % LANES
 
 
 @functools.lru_cache(maxsize=8)
 def _places(samples: int, voxels: int, classes: int, row: int, kind: torch.dtype) -> Tensor:
     """Where class 0 of each voxel lies in values (b, C, row), (b, n)."""
-    start = torch.arange(0, samples * classes * row, classes * row, dtype=kind)[:, None]
-    return start + torch.arange(voxels, dtype=kind)
+    start = classes * row * torch.arange(samples, dtype=kind, device="cpu")[:, None]
+    return start + torch.arange(voxels, dtype=kind, device="cpu")
 
 
 def _mean(slope: Tensor, probs: Tensor) -> Tensor:

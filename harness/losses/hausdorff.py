@@ -81,22 +81,23 @@ class HausdorffDT(nn.Module):
         spacing: Tensor,
     ) -> Tensor:
         """Return the loss."""
-        probs = full_precision(logits).softmax(1)
+        scores = full_precision(logits)
         first = 0 if self.background else 1
-        weight = (distance_in[:, first:] + distance_out[:, first:]).to(probs.dtype) ** self.alpha
-        weight = weight + self._predicted(probs.detach(), valid, spacing, first).to(probs.dtype) ** self.alpha
-        return _mean((probs[:, first:] - onehot[:, first:]) ** 2 * weight, valid)
+        with torch.no_grad():  # in place, and before the softmax that is kept: this is where memory peaks
+            weight = self._predicted(scores, valid, spacing, first).to(scores.dtype).pow_(self.alpha)
+            weight += (distance_in[:, first:] + distance_out[:, first:]).to(scores.dtype).pow_(self.alpha)
+        return _mean((scores.softmax(1)[:, first:] - onehot[:, first:]) ** 2 * weight, valid)
 
-    def _predicted(self, probs: Tensor, valid: Tensor, spacing: Tensor, first: int) -> Tensor:
+    def _predicted(self, scores: Tensor, valid: Tensor, spacing: Tensor, first: int) -> Tensor:
         """Distances of the prediction, (B, C - first, *S)."""
-        classes = probs.shape[1] - first
-        best, labels = probs.max(1)
+        classes = scores.shape[1] - first
+        best, labels = scores.softmax(1).max(1)
         labels = labels - first
         rest = labels < 0 if self.threshold == "argmax" else (labels < 0) | (best <= 0.5)
         # what lies in no object is a class of its own: each map then takes one transform, not one for each side
         labels = torch.where(valid, labels.masked_fill(rest, classes), IGNORE)
         maps = derive(("distance_in", "distance_out"), labels, num_classes=classes + 1, spacing=spacing)
-        return (maps["distance_in"] + maps["distance_out"])[:, :classes]
+        return maps["distance_out"].add_(maps["distance_in"])[:, :classes]
 
 
 class HausdorffOneSided(nn.Module):

@@ -56,8 +56,10 @@ class LovaszSoftmax(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss."""
-        scores, labels = logits.flatten(2), target.flatten(1)
-        loss: Tensor = _LovaszSoftmax.apply(scores, labels, self.classes == "present", self.per_image)[0]
+        found = _LovaszSoftmax.apply(  # type: ignore[no-untyped-call]
+            logits.flatten(2), target.flatten(1), self.classes == "present", self.per_image
+        )
+        loss: Tensor = found[0]
         return loss
 
 
@@ -176,7 +178,7 @@ class _LovaszSoftmax(torch.autograd.Function):
         found = []
         for i in range(info.batch_size):
             one = [arg if dim is None else arg.select(dim, i) for arg, dim in zip(args, dims, strict=True)]
-            found.append(_LovaszSoftmax.apply(*one))
+            found.append(_LovaszSoftmax.apply(*one))  # type: ignore[no-untyped-call]
         return (torch.stack([f[0] for f in found]), torch.stack([f[1] for f in found])), (0, 0)
 
 
@@ -191,12 +193,12 @@ def _steps(errors: Tensor, inside: Tensor, valid: Tensor) -> Tensor:
     else:
         order = torch.where(valid, errors, -1.0).sort(descending=True, stable=True).indices
     ranked = inside.index_select(0, order)
-    before = ranked.cumsum(0)
-    size = before[-1:] if len(before) else before.new_zeros(1)
-    before = before - ranked.long()
-    # |G ∪ M| of the voxels before; those outside the object add one each
-    union = size + torch.arange(len(order), device=order.device) - before
-    left, union = (size - before).to(errors.dtype), union.to(errors.dtype)
+    left = ranked.cumsum(0)  # in place from here on: these are the largest tensors of the loss
+    size = left[-1:].clone()
+    left.sub_(ranked.view(torch.uint8)).neg_().add_(size)
+    # |G ∪ M| of the voxels before: |G - M|, and one for each of them
+    union = torch.arange(len(order), device=order.device).add_(left).to(errors.dtype)
+    left = left.to(errors.dtype)
     steps = torch.where(ranked, 1 / union, left / (union * (union + 1)).clamp_min(1))
     steps[:1] = torch.where(size > 0, steps[:1], 1.0)  # of an absent class the first voxel alone makes the loss 1
     return torch.empty_like(steps).scatter_(0, order, steps) * valid

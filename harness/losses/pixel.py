@@ -18,6 +18,7 @@ from harness.losses._common import (
     full_precision,
     safe_power,
     true_log_p,
+    weighted_log_p,
 )
 
 
@@ -62,11 +63,11 @@ class CrossEntropy(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss."""
-        log_p, voxels = true_log_p(logits, target)
         if self.weight is None:
+            log_p, voxels = true_log_p(logits, target)
             return -log_p.sum() / voxels.sum().clamp_min(1)
-        weight = _weights(self.weight, logits, target)
-        return -(log_p * weight).sum() / weight.sum().clamp_min(torch.finfo(log_p.dtype).tiny)
+        log_p, _, weight = weighted_log_p(logits, target, self.weight)
+        return -log_p.sum() / weight.sum().clamp_min(torch.finfo(log_p.dtype).tiny)
 
 
 Scheme = Literal["inverse", "median", "normalized"]
@@ -137,11 +138,10 @@ class WeightedCrossEntropy(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss."""
-        log_p, voxels = true_log_p(logits, target)
-        weight = _weights(self.weight, logits, target)
+        log_p, voxels, weight = weighted_log_p(logits, target, self.weight)
         if self.normalizer == "voxels":
-            return -(log_p * weight).sum() / voxels.sum().clamp_min(1)
-        return -(log_p * weight).sum() / weight.sum().clamp_min(torch.finfo(log_p.dtype).tiny)
+            return -log_p.sum() / voxels.sum().clamp_min(1)
+        return -log_p.sum() / weight.sum().clamp_min(torch.finfo(log_p.dtype).tiny)
 
 
 class BalancedCrossEntropy(nn.Module):
@@ -177,10 +177,10 @@ class BalancedCrossEntropy(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss."""
-        log_p, voxels = true_log_p(logits, target)
-        share = class_sizes(target, logits.shape[1]).to(log_p.dtype) / voxels.clamp_min(1)
-        weights = [_weights(1 - one, logits[b : b + 1], target[b : b + 1]) for b, one in enumerate(share)]
-        return -(log_p * torch.cat(weights)).sum() / voxels.sum().clamp_min(1)
+        sizes = class_sizes(target, logits.shape[1]).double()
+        share = sizes / sizes.sum(1, keepdim=True).clamp_min(1)
+        log_p, voxels, _ = weighted_log_p(logits, target, 1 - share)
+        return -log_p.sum() / voxels.sum().clamp_min(1)
 
 
 class TopK(nn.Module):
@@ -230,7 +230,10 @@ class TopK(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss."""
-        log_p, voxels = true_log_p(logits, target)
+        return self.of(*true_log_p(logits, target))
+
+    def of(self, log_p: Tensor, voxels: Tensor) -> Tensor:
+        """The loss of ln p of the true classes, (B, N), 0 where ignored, and the number of valid voxels, (B, 1)."""
         losses = -log_p
         if self.reduction == "batch":
             losses, voxels = losses.reshape(1, -1), voxels.sum(0, keepdim=True)
@@ -385,9 +388,14 @@ def _worst(losses: Tensor, keep: Tensor) -> Tensor:
 
     Ignored voxels have a loss of 0 and no gradient: chosen or not, they change nothing.
     """
-    if losses.is_cpu and losses.shape[1]:
+    if losses.is_cpu:
         return torch.stack([_worst_of_row(row, int(k)) for row, k in zip(losses, keep, strict=True)])
-    with torch.no_grad():  # elsewhere the number is on the device: sort, and do not wait for it
+    return _worst_by_sort(losses, keep)
+
+
+def _worst_by_sort(losses: Tensor, keep: Tensor) -> Tensor:
+    """The same where the numbers are on the device: sort, and do not wait for them."""
+    with torch.no_grad():
         edge = losses.sort(1, descending=True).values.gather(1, keep - 1)
         above, tied = losses > edge, losses == edge
         share = (keep - above.sum(1, keepdim=True)).to(losses.dtype) / tied.sum(1, keepdim=True)

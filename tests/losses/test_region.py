@@ -1,66 +1,58 @@
-"""Region losses against MONAI, loops over voxels, the definition of Lovász and arithmetic by hand."""
+"""Region losses against MONAI, exacta, kornia, loops over voxels and arithmetic by hand."""
 
 import math
 from collections.abc import Callable
 
+import exacta.losses as exacta
+import kornia.losses as kornia
+import numpy as np
 import pytest
 import torch
-from monai.losses import DiceLoss
+from monai.losses import DiceLoss, GeneralizedDiceLoss
 from monai.losses import TverskyLoss as MonaiTversky
 
-from harness.losses import Dice, FocalTversky, Jaccard, LovaszSoftmax, Tversky
+from harness.losses import (
+    AsymmetricSimilarity,
+    Dice,
+    FocalTversky,
+    GeneralizedDice,
+    Jaccard,
+    LogCoshDice,
+    PenaltyGeneralizedDice,
+    SensitivitySpecificity,
+    Tversky,
+)
+
+Case = tuple[torch.Tensor, torch.Tensor]
+Make = Callable[..., Case]
+Voxels = Callable[..., list[tuple[int, list[float], int]]]
+Agree = Callable[..., None]
 
 SHAPES = [(2, 3, 5, 4), (2, 4, 3, 4, 5)]
-LN3 = math.log(3)
 S = 1e-5
 
 
-def _example(shape: tuple[int, ...], ignored: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    chance = torch.Generator().manual_seed(len(shape))
-    logits = torch.randn(shape, generator=chance, dtype=torch.float64)
-    target = torch.randint(0, shape[1], (shape[0], *shape[2:]), generator=chance)
-    if ignored:
-        target[torch.rand(target.shape, generator=chance) < 0.3] = 255
-    return logits, target
-
-
-def _four() -> tuple[torch.Tensor, torch.Tensor]:
-    # p of class 1: 3/4, 1/2, 1/4, 3/4; labels 1, 1, 1, 0
-    # class 1: TP = 3/2, FP = 3/4, FN = 3/2, Σp = 9/4, Σt = 3
-    # class 0: TP = 1/4, FP = 3/2, FN = 3/4, Σp = 7/4, Σt = 1
-    logits = torch.tensor([[[0.0, 0, 0, 0], [LN3, 0, -LN3, LN3]]], dtype=torch.float64)
-    return logits, torch.tensor([[1, 1, 1, 0]])
+def _sums(found: list[tuple[int, list[float], int]], c: int) -> tuple[float, float, float, float]:
+    """TP, FP, FN and Σ p² of a class."""
+    t = np.array([y == c for _, _, y in found], float)
+    p = np.array([p[c] for _, p, _ in found])
+    return float((t * p).sum()), float(((1 - t) * p).sum()), float((t * (1 - p)).sum()), float((p * p).sum())
 
 
 def _by_voxels(
-    logits: torch.Tensor, target: torch.Tensor, score: Callable[[float, float, float, float], float], sample: bool
+    found: list[tuple[int, list[float], int]], score: Callable[[float, float, float, float], float], sample: bool
 ) -> list[list[float]]:
-    """`score(tp, fp, fn, p²)` of each class from sums in plain loops, per sample or over the batch."""
-    z, y = logits.flatten(2).tolist(), target.flatten(1).tolist()
-    groups = [[b] for b in range(len(z))] if sample else [list(range(len(z)))]
-    out = []
-    for group in groups:
-        values = []
-        for c in range(len(z[0])):
-            tp = fp = fn = squares = 0.0
-            for b in group:
-                for n, label in enumerate(y[b]):
-                    if label == 255:
-                        continue
-                    e = [math.exp(channel[n]) for channel in z[b]]
-                    p, t = e[c] / sum(e), float(label == c)
-                    tp, fp, fn, squares = tp + t * p, fp + (1 - t) * p, fn + t * (1 - p), squares + p * p
-            values.append(score(tp, fp, fn, squares))
-        out.append(values)
-    return out
+    """`score(tp, fp, fn, p²)` of each class from the listed voxels, per sample or over the batch."""
+    groups = [[v for v in found if v[0] == b] for b in sorted({v[0] for v in found})] if sample else [found]
+    return [[score(*_sums(group, c)) for c in range(len(found[0][1]))] for group in groups]
 
 
 def _mean(rows: list[list[float]]) -> float:
     return sum(sum(row) / len(row) for row in rows) / len(rows)
 
 
-def test_dice_jaccard_tversky_by_hand() -> None:
-    logits, target = _four()
+def test_dice_jaccard_tversky_by_hand(four: Case) -> None:
+    logits, target = four
 
     def value(loss: torch.nn.Module) -> float:
         return loss(logits, target).item()
@@ -85,40 +77,92 @@ def test_dice_jaccard_tversky_by_hand() -> None:
     assert value(FocalTversky(0.25, 0.75, gamma=2, smooth=0, classes="sum")) == pytest.approx(roots, rel=1e-12)
 
 
-def test_lovasz_by_hand() -> None:
-    logits, target = _four()
-    # class 1: errors 1/4, 1/2, 3/4 of the object, 3/4 of the background (p = 3/4). Sorted: 3/4 fg, 3/4 bg, 1/2 fg, 1/4 fg.
-    # Jaccard losses of the prefixes: 1/3; 2/4; 3/4; 4/4, steps 1/3, 1/6, 1/4, 1/4:
-    # 3/4 · (1/3 + 1/6) + 1/2 · 1/4 + 1/4 · 1/4 = 3/8 + 1/8 + 1/16 = 9/16
-    # class 0: errors 1/4 bg, 1/2 bg, 3/4 bg, 3/4 fg. Sorted: 3/4 bg, 3/4 fg, 1/2 bg, 1/4 bg.
-    # Prefixes: 1/2; 2/2; ...: 3/4 · 1/2 + 3/4 · 1/2 = 3/4. Mean: 21/32
-    assert LovaszSoftmax()(logits, target).item() == pytest.approx(21 / 32, rel=1e-12)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("background", [True, False])
+@pytest.mark.parametrize("reduction", ["batch", "sample"])
+def test_agreement_with_monai(
+    agree: Agree, example: Make, shape: tuple[int, ...], background: bool, reduction: str
+) -> None:
+    logits, target = example(shape)
+    ours = {"background": background, "reduction": reduction}
+    theirs = {"include_background": background, "batch": reduction == "batch", "to_onehot_y": True, "softmax": True}
+    pairs = [
+        ("dice", Dice(**ours), DiceLoss(**theirs)),
+        ("dice", Dice(squared=True, **ours), DiceLoss(squared_pred=True, **theirs)),
+        # MONAI's Jaccard is (2 TP + s) / (2 union + s): its s is twice ours
+        ("jaccard", Jaccard(**ours), DiceLoss(jaccard=True, smooth_nr=2 * S, smooth_dr=2 * S, **theirs)),
+        ("tversky", Tversky(0.3, 0.7, **ours), MonaiTversky(alpha=0.3, beta=0.7, **theirs)),
+        # β = 2: β² / (1 + β²) = 4/5 for false negatives
+        ("asymmetric_similarity", AsymmetricSimilarity(2, **ours), MonaiTversky(alpha=0.2, beta=0.8, **theirs)),
+    ]
+    for name, mine, monai in pairs:
+        # MONAI makes its one-hot label in float32
+        agree(name, f"MONAI {type(monai).__name__}", mine(logits, target), monai(logits, target[:, None]), 1e-6)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("background", [True, False])
 @pytest.mark.parametrize("reduction", ["batch", "sample"])
-def test_agreement_with_monai(shape: tuple[int, ...], background: bool, reduction: str) -> None:
-    logits, target = _example(shape)
+def test_agreement_with_exacta(
+    agree: Agree, example: Make, shape: tuple[int, ...], background: bool, reduction: str
+) -> None:
+    logits, target = example(shape, ignored=True)
     ours = {"background": background, "reduction": reduction}
-    theirs = {"include_background": background, "batch": reduction == "batch", "to_onehot_y": True, "softmax": True}
+    theirs = {"include_background": background, "batch_dice": reduction == "batch", "ignore_index": 255}
+    # scaled weights count as a larger s: without it both are the same number
+    exact = {"smooth": 0.0}
     pairs = [
-        (Dice(**ours), DiceLoss(**theirs)),
-        (Dice(squared=True, **ours), DiceLoss(squared_pred=True, **theirs)),
-        # MONAI's Jaccard is (2 TP + s) / (2 union + s): its s is twice ours
-        (Jaccard(**ours), DiceLoss(jaccard=True, smooth_nr=2 * S, smooth_dr=2 * S, **theirs)),
-        (Tversky(0.3, 0.7, **ours), MonaiTversky(alpha=0.3, beta=0.7, **theirs)),
+        ("dice", Dice(**ours), exacta.DiceLoss(**theirs)),
+        ("dice", Dice(squared=True, **ours), exacta.DiceLoss(squared_pred=True, **theirs)),
+        ("jaccard", Jaccard(**ours), exacta.TverskyLoss(alpha=1, beta=1, **theirs)),
+        ("tversky", Tversky(0.2, 0.9, **ours), exacta.TverskyLoss(alpha=0.2, beta=0.9, **theirs)),
+        ("focal_tversky", FocalTversky(0.3, 0.7, 4 / 3, **ours), exacta.FocalTverskyLoss(gamma=0.75, **theirs)),
+        ("generalized_dice", GeneralizedDice(**ours, **exact), exacta.GeneralizedDiceLoss(**theirs, **exact)),
+        (
+            "generalized_dice",
+            GeneralizedDice("simple", **ours, **exact),
+            exacta.GeneralizedDiceLoss(weight_type="simple", **theirs, **exact),
+        ),
+        (
+            "generalized_dice",
+            GeneralizedDice("uniform", **ours),
+            exacta.GeneralizedDiceLoss(weight_type="uniform", **theirs),
+        ),
     ]
-    for mine, monai in pairs:
-        expected = monai(logits, target[:, None]).item()
-        # MONAI makes its one-hot label in float32
-        assert mine(logits, target).item() == pytest.approx(expected, rel=1e-6), type(mine).__name__
+    for name, mine, other in pairs:
+        agree(name, f"exacta {type(other).__name__}", mine(logits, target), other(logits, target), 1e-9)
+
+
+def test_agreement_with_kornia(agree: Agree, example: Make) -> None:
+    """Per image; its macro Dice averages over present classes, its micro Dice pools them."""
+    logits, target = example((2, 4, 7, 8), ignored=True)
+    target[1][target[1] == 2] = 0
+    options = {"reduction": "sample", "smooth": 0.0}
+    pairs = [
+        ("dice", Dice(absent="skip", **options), {"average": "macro"}),
+        ("generalized_dice", GeneralizedDice("uniform", **options), {"average": "micro"}),
+    ]
+    for name, mine, theirs in pairs:
+        expected = kornia.dice_loss(logits, target, eps=1e-12, ignore_index=255, **theirs)
+        agree(name, f"kornia dice_loss, {theirs['average']}", mine(logits, target), expected, 1e-9)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("weights", ["square", "simple", "uniform"])
+def test_generalized_dice_is_that_of_monai(agree: Agree, example: Make, shape: tuple[int, ...], weights: str) -> None:
+    logits, target = example(shape)
+    target[0][target[0] == 2] = 0  # absent from one sample: MONAI too takes the largest finite weight there
+    monai = GeneralizedDiceLoss(to_onehot_y=True, softmax=True, w_type=weights, smooth_nr=0.0, smooth_dr=0.0)
+    ours = GeneralizedDice(weights, reduction="sample", smooth=0.0)(logits, target)
+    agree("generalized_dice", "MONAI GeneralizedDiceLoss", ours, monai(logits, target[:, None]), 1e-6)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("sample", [False, True])
-def test_ignored_voxels_against_loops(shape: tuple[int, ...], sample: bool) -> None:
-    logits, target = _example(shape, ignored=True)
+def test_ignored_voxels_against_loops(
+    agree: Agree, example: Make, voxels: Voxels, shape: tuple[int, ...], sample: bool
+) -> None:
+    logits, target = example(shape, ignored=True)
     reduction = "sample" if sample else "batch"
 
     def dice(tp: float, fp: float, fn: float, squares: float) -> float:
@@ -133,86 +177,42 @@ def test_ignored_voxels_against_loops(shape: tuple[int, ...], sample: bool) -> N
     def tversky(tp: float, fp: float, fn: float, squares: float) -> float:
         return 1 - (tp + S) / (tp + 0.2 * fp + 0.9 * fn + S)
 
-    for loss, score in [
-        (Dice(reduction=reduction), dice),
-        (Dice(squared=True, reduction=reduction), squared),
-        (Jaccard(reduction=reduction), jaccard),
-        (Tversky(0.2, 0.9, reduction=reduction), tversky),
+    def f_measure(tp: float, fp: float, fn: float, squares: float) -> float:
+        b = 1.5**2
+        return 1 - ((1 + b) * tp + (1 + b) * S) / ((1 + b) * tp + b * fn + fp + (1 + b) * S)
+
+    for name, loss, score in [
+        ("dice", Dice(reduction=reduction), dice),
+        ("dice", Dice(squared=True, reduction=reduction), squared),
+        ("jaccard", Jaccard(reduction=reduction), jaccard),
+        ("tversky", Tversky(0.2, 0.9, reduction=reduction), tversky),
+        ("asymmetric_similarity", AsymmetricSimilarity(reduction=reduction), f_measure),
     ]:
-        expected = _mean(_by_voxels(logits, target, score, sample))
-        assert loss(logits, target).item() == pytest.approx(expected, rel=1e-10), type(loss).__name__
+        expected = _mean(_by_voxels(voxels(logits, target), score, sample))
+        agree(name, "loops over voxels", loss(logits, target), expected, 1e-10)
 
 
 @pytest.mark.parametrize("sample", [False, True])
 @pytest.mark.parametrize("classes", ["mean", "sum"])
 @pytest.mark.parametrize("background", [True, False])
-def test_focal_tversky_against_loops(sample: bool, classes: str, background: bool) -> None:
-    logits, target = _example(SHAPES[0], ignored=True)
+def test_focal_tversky_against_loops(
+    agree: Agree, example: Make, voxels: Voxels, sample: bool, classes: str, background: bool
+) -> None:
+    logits, target = example(SHAPES[0], ignored=True)
 
     def focal(tp: float, fp: float, fn: float, squares: float) -> float:
         return (1 - (tp + S) / (tp + 0.3 * fp + 0.7 * fn + S)) ** 0.75
 
-    rows = [row[0 if background else 1 :] for row in _by_voxels(logits, target, focal, sample)]
+    rows = [row[0 if background else 1 :] for row in _by_voxels(voxels(logits, target), focal, sample)]
     expected = _mean(rows) * (len(rows[0]) if classes == "sum" else 1)
     loss = FocalTversky(classes=classes, background=background, reduction="sample" if sample else "batch")
-    assert loss(logits, target).item() == pytest.approx(expected, rel=1e-10)
-
-
-def _lovasz(logits: torch.Tensor, target: torch.Tensor, classes: str) -> float:
-    """Berman et al., eqs. 5, 8, 9, 11: Σ_k m_(k) (Δ(M_k) - Δ(M_{k-1})), Δ(M) = |M| / |F ∪ M| of mispredicted sets."""
-    z, y = logits.movedim(1, -1).reshape(-1, logits.shape[1]).tolist(), target.flatten().tolist()
-    losses = []
-    for c in range(logits.shape[1]):
-        errors = {}
-        for n, label in enumerate(y):
-            if label != 255:
-                e = [math.exp(v) for v in z[n]]
-                errors[n] = abs((label == c) - e[c] / sum(e))
-        front = {n for n in errors if y[n] == c}
-        if classes == "present" and not front:
-            continue
-        total, before, wrong = 0.0, 0.0, set()
-        for n in sorted(errors, key=lambda n: -errors[n]):
-            wrong.add(n)
-            now = len(wrong) / len(front | wrong)
-            total, before = total + errors[n] * (now - before), now
-        losses.append(total)
-    return sum(losses) / len(losses)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("classes", ["present", "all"])
-@pytest.mark.parametrize("ignored", [False, True])
-@pytest.mark.parametrize("per_image", [False, True])
-def test_lovasz_is_its_definition(shape: tuple[int, ...], classes: str, ignored: bool, per_image: bool) -> None:
-    logits, target = _example(shape, ignored)
-    target[target == 1] = 0  # class 1 is absent
-    images = [(logits[b : b + 1], target[b : b + 1]) for b in range(len(logits))] if per_image else [(logits, target)]
-    expected = sum(_lovasz(z, y, classes) for z, y in images) / len(images)
-    assert LovaszSoftmax(classes, per_image)(logits, target).item() == pytest.approx(expected, rel=1e-12)
-
-
-def test_lovasz_of_hard_predictions_is_one_minus_the_mean_iou_of_present_classes() -> None:
-    target = torch.tensor([[0, 0, 1, 1, 1, 255]])
-    prediction = torch.tensor([[0, 1, 1, 1, 2, 2]])
-    logits = 1e4 * torch.nn.functional.one_hot(prediction, 4).movedim(-1, 1).double()
-    # class 0: 1 of 2; class 1: 2 of {1..4} = 4; classes 2 and 3 are absent; 1 - (1/2 + 1/2) / 2
-    assert LovaszSoftmax()(logits, target).item() == pytest.approx(0.5, rel=1e-12)
-    # over all: class 2, absent and predicted once: 1; class 3, absent and not predicted: 0: (1/2 + 1/2 + 1 + 0) / 4
-    assert LovaszSoftmax("all")(logits, target).item() == pytest.approx(0.5, rel=1e-12)
-    target[0, 4] = 0
-    # class 0: 1 / {0, 1, 4} = 1/3; class 1: 2 / {1, 2, 3} = 2/3; 1 - 1/2; all: (2/3 + 1/3 + 1 + 0) / 4
-    prediction[0, 0] = 1
-    logits = 1e4 * torch.nn.functional.one_hot(prediction, 4).movedim(-1, 1).double()
-    # voxel 0 is wrong now: class 0: 0 / 3; class 1: 2 / {0, 1, 2, 3} = 1/2; 1 - (0 + 1/2) / 2
-    assert LovaszSoftmax()(logits, target).item() == pytest.approx(0.75, rel=1e-12)
-    assert LovaszSoftmax("all")(logits, target).item() == pytest.approx((1 + 0.5 + 1 + 0) / 4, rel=1e-12)
+    agree("focal_tversky", "loops over voxels", loss(logits, target), expected, 1e-10)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("options", [{}, {"reduction": "sample"}, {"background": False}, {"absent": "penalise"}])
-def test_identities(shape: tuple[int, ...], options: dict) -> None:
-    logits, target = _example(shape, ignored=True)
+def test_identities(example: Make, shape: tuple[int, ...], options: dict) -> None:
+    logits, target = example(shape, ignored=True)
 
     def value(loss: torch.nn.Module) -> float:
         return loss(logits, target).item()
@@ -286,3 +286,185 @@ def test_the_dice_of_the_survey_is_another_number() -> None:
     # each class: (2 · 2 + 1) / (8 + 12 + 1) = 5/21: a perfect prediction costs 16/21
     assert 1 - torch.stack(scores).mean().item() == pytest.approx(16 / 21)
     assert Dice()(1e3 * probs, target).item() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("sample", [False, True])
+def test_log_cosh_dice_against_loops(
+    agree: Agree, example: Make, voxels: Voxels, shape: tuple[int, ...], sample: bool
+) -> None:
+    logits, target = example(shape, ignored=True)
+    rows = _by_voxels(voxels(logits, target), lambda tp, fp, fn, _: 1 - (2 * tp + S) / (2 * tp + fp + fn + S), sample)
+    ours = LogCoshDice(reduction="sample" if sample else "batch")(logits, target)
+    agree("log_cosh_dice", "loops over voxels", ours, math.log(math.cosh(_mean(rows))), 1e-10)
+
+
+def test_log_cosh_dice_by_hand_and_at_its_limits(four: Case) -> None:
+    logits, target = four
+    assert LogCoshDice(smooth=0)(logits, target).item() == pytest.approx(math.log(math.cosh(48 / 77)), rel=1e-12)
+    # Azad et al. print sinh for cosh: a logarithm of less than 1, negative
+    assert math.log(math.sinh(48 / 77)) < 0
+    hard = torch.nn.functional.one_hot(target, 2).movedim(-1, 1).double()
+    assert LogCoshDice(smooth=0)(-1e3 * hard, target).item() == pytest.approx(math.log(math.cosh(1)), rel=1e-9)
+    # near the optimum x²/2, to the last digits
+    x = Dice()(9 * hard, target).item()
+    assert LogCoshDice()(9 * hard, target).item() == pytest.approx(x * x / 2, rel=1e-6)
+
+
+def _generalized(found: list[tuple[int, list[float], int]], power: int, absent: str) -> float:
+    """Sudre et al., with the printed weights; an absent class has the largest of the others, or none."""
+    sums = [_sums(found, c) for c in range(len(found[0][1]))]
+    sizes = [tp + fn for tp, _, fn, _ in sums]
+    largest = max(1 / round(n) ** power for n in sizes if n > 0.5) if absent == "include" else 0.0
+    weights = [1 / round(n) ** power if n > 0.5 else largest for n in sizes]
+    part = sum(w * 2 * tp for w, (tp, _, _, _) in zip(weights, sums, strict=True))
+    return 1 - part / sum(w * (2 * tp + fp + fn) for w, (tp, fp, fn, _) in zip(weights, sums, strict=True))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("weights", "power"), [("square", 2), ("simple", 1), ("uniform", 0)])
+@pytest.mark.parametrize("absent", ["include", "skip"])
+@pytest.mark.parametrize("sample", [False, True])
+def test_generalized_dice_and_its_penalty_against_loops(
+    agree: Agree,
+    example: Make,
+    voxels: Voxels,
+    shape: tuple[int, ...],
+    weights: str,
+    power: int,
+    absent: str,
+    sample: bool,
+) -> None:
+    logits, target = example(shape, ignored=True)
+    target[target == 1] = 0
+    found = voxels(logits, target)
+    groups = [[v for v in found if v[0] == b] for b in range(shape[0])] if sample else [found]
+    losses = [_generalized(group, power, absent) for group in groups]
+    options = {"absent": absent, "reduction": "sample" if sample else "batch", "smooth": 0.0}
+    ours = GeneralizedDice(weights, **options)(logits, target)
+    agree("generalized_dice", "loops over voxels", ours, np.mean(losses), 1e-10)
+    # Yang et al.: GD / (1 + k (1 - GD)) of the score GD
+    penalised = [1 - (1 - x) / (1 + 2.5 * x) for x in losses]
+    ours = PenaltyGeneralizedDice(weights=weights, **options)(logits, target)
+    agree("penalty_generalized_dice", "loops over voxels", ours, np.mean(penalised), 1e-10)
+    without = PenaltyGeneralizedDice(0, weights, **options)(logits, target)
+    assert without.item() == pytest.approx(np.mean(losses), rel=1e-10)
+
+
+def test_generalized_dice_by_hand(four: Case) -> None:
+    logits, target = four
+    # sizes 1 and 3: weights 1 and 1/9. TP 1/4 and 3/2, Σp + Σt 11/4 and 21/4:
+    # 1 - 2 (1/4 + 1/6) / (11/4 + 7/12) = 1 - (5/6) / (10/3) = 3/4
+    assert GeneralizedDice(smooth=0)(logits, target).item() == pytest.approx(0.75, rel=1e-12)
+    # weights 1 and 1/3: 1 - 2 (1/4 + 1/2) / (11/4 + 7/4) = 1 - (3/2) / (9/2)
+    assert GeneralizedDice("simple", smooth=0)(logits, target).item() == pytest.approx(2 / 3, rel=1e-12)
+    # weights 1: 1 - 2 (7/4) / 8
+    assert GeneralizedDice("uniform", smooth=0)(logits, target).item() == pytest.approx(9 / 16, rel=1e-12)
+    # x = 3/4: 3.5 x / (1 + 2.5 x) = 2.625 / 2.875
+    assert PenaltyGeneralizedDice(smooth=0)(logits, target).item() == pytest.approx(21 / 23, rel=1e-12)
+
+
+def test_the_smoothing_of_generalized_dice_does_not_depend_on_the_size_of_the_image() -> None:
+    """With the printed weights s = 1e-5 exceeds 1 / 512² and pulls the loss of a random prediction towards 0."""
+    logits = torch.zeros(1, 2, 512, 512, dtype=torch.float64)
+    target = (torch.arange(512 * 512) % 2).view(1, 512, 512)
+    assert GeneralizedDice()(logits, target).item() == pytest.approx(0.5, rel=1e-6)
+
+
+def test_a_class_that_is_absent_from_generalized_dice_costs_or_is_left_out() -> None:
+    # 4 voxels, uniform over 4 classes; labels 0, 0, 1, 1: TP 1/2 each, Σp + Σt = 3 each, and 1 for classes 2 and 3
+    logits, target = torch.zeros(1, 4, 4, dtype=torch.float64), torch.tensor([[0, 0, 1, 1]])
+    assert GeneralizedDice(smooth=0)(logits, target).item() == pytest.approx(1 - 2 / 8, rel=1e-12)
+    assert GeneralizedDice(absent="skip", smooth=0)(logits, target).item() == pytest.approx(1 - 2 / 6, rel=1e-12)
+    # nothing there at all: everything that is given to the objects is wrong, or nothing counts
+    empty = torch.zeros(1, 4, dtype=torch.int64)
+    assert GeneralizedDice(background=False, smooth=0)(logits, empty).item() == pytest.approx(1, rel=1e-12)
+    assert GeneralizedDice(background=False, absent="skip", smooth=0)(logits, empty).item() == 0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("sample", [False, True])
+@pytest.mark.parametrize("background", [False, True])
+def test_sensitivity_specificity_against_loops(
+    agree: Agree, example: Make, voxels: Voxels, shape: tuple[int, ...], sample: bool, background: bool
+) -> None:
+    logits, target = example(shape, ignored=True)
+    found = voxels(logits, target)
+    groups = [[v for v in found if v[0] == b] for b in range(shape[0])] if sample else [found]
+    rows = []
+    for group in groups:
+        row = []
+        for c in range(0 if background else 1, shape[1]):
+            inside = [(1 - p[c]) ** 2 for _, p, y in group if y == c]
+            outside = [p[c] ** 2 for _, p, y in group if y != c]
+            row.append(0.2 * sum(inside) / (len(inside) + S) + 0.8 * sum(outside) / (len(outside) + S))
+        rows.append(row)
+    loss = SensitivitySpecificity(0.2, background, "sample" if sample else "batch")
+    agree("sensitivity_specificity", "loops over voxels", loss(logits, target), _mean(rows), 1e-10)
+
+
+def test_sensitivity_specificity_by_hand(four: Case) -> None:
+    logits, target = four
+    # class 1: inside (1/16 + 1/4 + 9/16) / 3 = 7/24, outside 9/16; class 0: inside 9/16, outside 7/24
+    value = SensitivitySpecificity(0.1, smooth=0)(logits, target).item()
+    assert value == pytest.approx((0.1 + 0.9) * (7 / 24 + 9 / 16) / 2, rel=1e-12)
+    value = SensitivitySpecificity(0.1, background=False, smooth=0)(logits, target).item()
+    assert value == pytest.approx(0.1 * 7 / 24 + 0.9 * 9 / 16, rel=1e-12)
+
+
+def test_sensitivity_specificity_does_not_reward_false_negatives() -> None:
+    """As printed by Azad et al. a perfect prediction costs 1, and one that misses everything 0.95."""
+    target = torch.tensor([[1, 1, 0, 0, 0, 0]])
+    hard = torch.nn.functional.one_hot(target, 2).movedim(-1, 1).double()
+    missing = torch.nn.functional.one_hot(torch.zeros_like(target), 2).movedim(-1, 1).double()
+    loss = SensitivitySpecificity(background=False)
+    assert loss(1e3 * hard, target).item() == pytest.approx(0, abs=1e-12)
+    assert loss(1e3 * missing, target).item() == pytest.approx(0.05, rel=1e-4)
+    # sensitivity alone
+    assert SensitivitySpecificity(1, background=False)(1e3 * missing, target).item() == pytest.approx(1, rel=1e-4)
+    assert SensitivitySpecificity(0, background=False)(1e3 * missing, target).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_asymmetric_similarity_of_beta_1_is_tversky_of_halves(example: Make) -> None:
+    logits, target = example(SHAPES[0], ignored=True)
+    torch.testing.assert_close(AsymmetricSimilarity(1)(logits, target), Tversky(0.5, 0.5)(logits, target))
+    # β = 0 is precision: false positives only
+    torch.testing.assert_close(AsymmetricSimilarity(0)(logits, target), Tversky(1, 0)(logits, target))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        LogCoshDice(),
+        GeneralizedDice(),
+        GeneralizedDice("simple", False, "sample", "skip"),
+        PenaltyGeneralizedDice(reduction="sample"),
+        AsymmetricSimilarity(absent="penalise"),
+        SensitivitySpecificity(0.3),
+        SensitivitySpecificity(0.3, False, "sample", "penalise"),
+    ],
+)
+def test_gradients_agree_with_differences(example: Make, loss: torch.nn.Module) -> None:
+    logits, target = example((2, 3, 3, 2))
+    target[0, 0, 0] = 255
+    target[1][target[1] == 2] = 0
+    assert torch.autograd.gradcheck(lambda z: loss(z, target), logits.requires_grad_())
+    (gradient,) = torch.autograd.grad(loss(logits, target), logits)
+    assert not gradient[0, :, 0, 0].any()
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: GeneralizedDice("cubic"), "square"),
+        (lambda: GeneralizedDice(absent="penalise"), "skip"),
+        (lambda: GeneralizedDice(reduction="mean"), "batch"),
+        (lambda: PenaltyGeneralizedDice(-1), "k must"),
+        (lambda: AsymmetricSimilarity(-1), "beta"),
+        (lambda: SensitivitySpecificity(1.5), "r must"),
+        (lambda: SensitivitySpecificity(absent="drop"), "penalise"),
+    ],
+)
+def test_arguments_that_are_none(make: Callable[[], object], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        make()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -149,7 +153,7 @@ def _kornia() -> Iterator[Peer]:
 
 
 def _smp() -> Iterator[Peer]:
-    import segmentation_models_pytorch.losses as s
+    s = _alone("segmentation_models_pytorch", "losses")  # the package itself wants torchvision and timm
 
     def flat(loss: Any) -> Make:
         """2D is what it accepts: the last two axes of a volume become one."""
@@ -161,3 +165,19 @@ def _smp() -> Iterator[Peer]:
     yield Peer("lovasz", "smp", flat(s.LovaszLoss("multiclass")))
     hinge = s.LovaszLoss("binary", per_image=True)
     yield Peer("lovasz_hinge", "smp", _one_logit(lambda z, y: hinge(z.flatten(1), y.flatten(1))), binary=True)
+
+
+def _alone(package: str, part: str) -> Any:
+    """A part of a package, without what the package imports itself.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    if package not in sys.modules:
+        found = importlib.util.find_spec(package)
+        if found is None or found.submodule_search_locations is None:
+            raise ImportError(f"{package} is not installed")
+        stub = ModuleType(package)
+        stub.__path__ = list(found.submodule_search_locations)
+        sys.modules[package] = stub
+    return importlib.import_module(f"{package}.{part}")

@@ -97,7 +97,7 @@ class HausdorffDT(nn.Module):
         # what lies in no object is a class of its own: each map then takes one transform, not one for each side
         labels = torch.where(valid, labels.masked_fill(rest, classes), IGNORE)
         maps = derive(("distance_in", "distance_out"), labels, num_classes=classes + 1, spacing=spacing)
-        return maps["distance_out"].add_(maps["distance_in"])[:, :classes]
+        return maps["distance_in"][:, :classes] + maps["distance_out"][:, :classes]
 
 
 class HausdorffOneSided(nn.Module):

@@ -12,6 +12,8 @@ from harness.losses._common import (
     IGNORE,
     Absent,
     Reduction,
+    check_absent,
+    check_reduction,
     flat,
     full_precision,
     over_classes,
@@ -148,13 +150,8 @@ class BoundaryDoU(nn.Module):
         super().__init__()
         if not -1 <= limit < 1:
             raise ValueError(f"limit must be at least -1 and below 1, found {limit}")
-        if reduction not in ("batch", "sample"):
-            raise ValueError(f"reduction must be 'batch' or 'sample', found {reduction!r}")
-        if absent not in ("include", "skip", "penalise"):
-            raise ValueError(f"absent must be 'include', 'skip' or 'penalise', found {absent!r}")
         self.limit, self.background, self.smooth = limit, background, smooth
-        self.reduction: Reduction = reduction
-        self.absent: Absent = absent
+        self.reduction, self.absent = check_reduction(reduction), check_absent(absent)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss."""

@@ -8,7 +8,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from harness.losses._common import Absent, Reduction, RegionSums, flat, of_class, over_classes, ratio
+from harness.losses._common import (
+    Absent,
+    Reduction,
+    RegionSums,
+    check_absent,
+    check_reduction,
+    flat,
+    of_class,
+    over_classes,
+    ratio,
+)
 from harness.losses._maps import inverted_map, largest, mean_product, per_axis, signed_map, weighted_ce
 
 
@@ -410,12 +420,8 @@ class DistanceDice(nn.Module):
         super().__init__()
         if scale < 0:
             raise ValueError(f"scale must not be negative, found {scale}")
-        if reduction not in ("batch", "sample"):
-            raise ValueError(f"reduction must be 'batch' or 'sample', found {reduction!r}")
-        if absent not in ("include", "skip", "penalise"):
-            raise ValueError(f"absent must be 'include', 'skip' or 'penalise', found {absent!r}")
         self.scale, self.background, self.smooth = scale, background, smooth
-        self.reduction, self.absent = reduction, absent
+        self.reduction, self.absent = check_reduction(reduction), check_absent(absent)
 
     def forward(self, logits: Tensor, target: Tensor, *, distance_in: Tensor) -> Tensor:
         """Return the loss."""

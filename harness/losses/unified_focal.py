@@ -5,7 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from harness.losses._common import Absent, Reduction, flat, over_classes, ratio, region_sums, safe_power, true_class
+from harness.losses._common import (
+    Absent,
+    Reduction,
+    check_absent,
+    check_reduction,
+    flat,
+    over_classes,
+    ratio,
+    region_sums,
+    safe_power,
+    true_class,
+)
 
 
 class SymmetricUnifiedFocal(nn.Module):
@@ -70,12 +81,8 @@ class SymmetricUnifiedFocal(nn.Module):
             raise ValueError(f"focal_weight and delta must lie in [0, 1], found {focal_weight}, {delta}")
         if not 0 <= gamma < 1:
             raise ValueError(f"gamma must lie in [0, 1), found {gamma}")
-        if reduction not in ("batch", "sample"):
-            raise ValueError(f"reduction must be 'batch' or 'sample', found {reduction!r}")
-        if absent not in ("include", "skip", "penalise"):
-            raise ValueError(f"absent must be 'include', 'skip' or 'penalise', found {absent!r}")
         self.focal_weight, self.delta, self.gamma = focal_weight, delta, gamma
-        self.reduction, self.absent, self.smooth = reduction, absent, smooth
+        self.reduction, self.absent, self.smooth = check_reduction(reduction), check_absent(absent), smooth
 
     def forward(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Return the loss with its unweighted terms."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import BenchError
-from harness.losses._common import Reduction, flat, ratio
+from harness.losses._common import Reduction, check_reduction, flat, ratio
 
 Matrix = list[list[float]]
 
@@ -108,9 +108,7 @@ class GeneralizedWassersteinDice(nn.Module):
         super().__init__()
         if weighting not in ("default", "GDL"):
             raise ValueError(f"weighting must be 'default' or 'GDL', found {weighting!r}")
-        if reduction not in ("batch", "sample"):
-            raise ValueError(f"reduction must be 'batch' or 'sample', found {reduction!r}")
-        self.weighting, self.reduction, self.smooth = weighting, reduction, smooth
+        self.weighting, self.reduction, self.smooth = weighting, check_reduction(reduction), smooth
         table = None
         if isinstance(matrix, str):
             if matrix != "uniform":

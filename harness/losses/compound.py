@@ -145,7 +145,8 @@ class DiceTopK(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Return the loss with its unweighted terms."""
-        dice, topk = self.dice(logits, target), self.topk(logits, target)
+        sums, log_p = region_sums_and_log_p(logits, target, self.dice.reduction)
+        dice, topk = _dice(self.dice, sums), self.topk.of(log_p, sums.valid)
         return {"loss": self.dice_weight * dice + self.topk_weight * topk, "dice": dice, "topk": topk}
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from harness.losses._common import IGNORE, class_sizes, flat, full_precision
+from harness.losses._common import IGNORE, class_sizes, full_precision
 
 _LARGEST = 0x7F800000  # the bits of float32 infinity
 
@@ -109,16 +109,18 @@ class LovaszHinge(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss."""
-        scores, labels, valid = flat(logits, target)
-        margins = _margins(scores)
+        scores, labels = full_precision(logits).flatten(2), target.flatten(1)
+        valid = labels != IGNORE
+        pair = scores.shape[1] == 2  # then the odds of one class are those against the other
+        margins = scores[:, 1] - scores[:, 0] if pair else _margins(scores)
         groups = [slice(b, b + 1) for b in range(len(scores))] if self.per_image else [slice(None)]
         first = 0 if self.background else 1
         parts = []
         for group in groups:
             losses, there = [], []
             for c in range(first, scores.shape[1]):
-                inside = ((labels[group] == c) & valid[group]).flatten()
-                signed = margins[group, c].flatten()
+                inside = (labels[group] == c).flatten()
+                signed = ((margins[group] if c else -margins[group]) if pair else margins[group, c]).flatten()
                 errors = (1 - torch.where(inside, signed, -signed)).clamp_min(0)
                 steps = _steps(errors.detach(), inside, valid[group].flatten())
                 losses.append((errors * steps).sum())
@@ -205,10 +207,7 @@ def _steps(errors: Tensor, inside: Tensor, valid: Tensor) -> Tensor:
 
 
 def _margins(scores: Tensor) -> Tensor:
-    """The log odds ln p_c / (1 - p_c) of each class, (B, C, N), also where p_c rounds to 1."""
-    if scores.shape[1] == 2:
-        difference = scores[:, 1] - scores[:, 0]
-        return torch.stack([-difference, difference], 1)
+    """The log odds ln p_c / (1 - p_c) of each of three classes or more, (B, C, N), also where p_c rounds to 1."""
     best = scores.argmax(1, keepdim=True)
     log_p = scores.log_softmax(1)
     others = log_p - torch.log1p(-log_p.exp().scatter(1, best, 0.0))

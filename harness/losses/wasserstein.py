@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import BenchError
-from harness.losses._common import Reduction, check_reduction, flat, ratio
+from harness.losses._common import IGNORE, Reduction, check_reduction, full_precision, ratio
 
 Matrix = list[list[float]]
 
@@ -133,13 +133,14 @@ class GeneralizedWassersteinDice(nn.Module):
         Raises:
             BenchError: The matrix is not for the number of classes of the logits.
         """
-        scores, labels, valid = flat(logits, target)
+        scores, labels = full_precision(logits).flatten(2), target.flatten(1)
         classes = scores.shape[1]
         table = self.table if self.table is not None else _table(uniform_matrix(classes)).to(scores.device)
         if len(table) != classes:
             raise BenchError(f"the matrix is for {len(table)} classes, the logits have {classes}.")
         table = table.to(scores.dtype)
-        rows = torch.where(valid, labels, classes)  # the last column of the table is 0: ignored voxels cost nothing
+        # the last column of the table is 0: ignored voxels cost nothing
+        rows = torch.where(labels == IGNORE, classes, labels)
         costs = torch.empty_like(scores, requires_grad=False)
         with torch.no_grad():
             for cost, row in zip(costs, rows, strict=True):

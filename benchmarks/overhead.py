@@ -56,7 +56,7 @@ def main() -> None:
 def compare(cell: Cell, place: Place, rounds: int) -> None:
     device = torch.device(place.device)
     manifest = load_manifest(cell.manifest_path, Path(cell.manifest_path).parent)
-    data, _ = Cases(place).train_set(cell, manifest)
+    data, _, _ = Cases(place).train_set(cell, manifest)
     augment = {"rotate": 15.0, "scale": 0.1, "shift": 0.05, "flip": False, "noise": 0.05, "intensity": 0.1}
     augmenting = replace(cell, train=cell.train | {"augment": augment})
     varied, _ = Cases(place).train_set(augmenting, manifest)

@@ -59,7 +59,7 @@ def compare(cell: Cell, place: Place, rounds: int) -> None:
     data, _, _ = Cases(place).train_set(cell, manifest)
     augment = {"rotate": 15.0, "scale": 0.1, "shift": 0.05, "flip": False, "noise": 0.05, "intensity": 0.1}
     augmenting = replace(cell, train=cell.train | {"augment": augment})
-    varied, _ = Cases(place).train_set(augmenting, manifest)
+    varied, _, _ = Cases(place).train_set(augmenting, manifest)
     classes = len(manifest.classes) + 1
     steps = cell.train["epochs"] * cell.train["steps"]
     batches = [data.batch(i, cell.train["batch"], cell.seed_base) for i in range(steps)]

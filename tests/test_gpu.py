@@ -37,7 +37,7 @@ def _trainer(cell, folder: Path) -> Trainer:
 
     place = Place(folder, None, "cuda")
     manifest = load_manifest(cell.manifest_path, Path(cell.manifest_path).parent)
-    data, _ = Cases(place).train_set(cell, manifest)
+    data, _, _ = Cases(place).train_set(cell, manifest)
     torch.manual_seed(0)
     model: nn.Module = UNet(1, 9, width=8)
     return Trainer(cell, model, build_loss(cell.loss, {"num_classes": 9}), data, 9, torch.device("cuda"))

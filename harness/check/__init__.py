@@ -92,7 +92,12 @@ def check_loss(
         BenchError: The loss cannot be made, or declares a property that does not exist.
     """
     make = maker(spec, prepared)
-    first = make(label(2))
+    try:
+        first = make(label(2))
+    except BenchError:
+        raise
+    except Exception as error:  # a loss whose construction or preparation fails ends its check, not the run around it
+        return Certificate(str(spec["name"]), False, (Line("call", "fail", None, _words(error)),), 0.0)
     began = time.monotonic()  # without what a loss prepares once
     declares = dict(getattr(first, "declares", {}))
     unknown = sorted(set(declares) - DECLARABLE)
@@ -140,8 +145,12 @@ def _uncallable(make: Make) -> str | None:
             evaluate(make(given.target), given, gradient=False)
             return None
         except Exception as error:  # whatever a loss raises
-            fault = fault or f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:160]
+            fault = fault or _words(error)
     return fault
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:160]
 
 
 def _find(name: str, make: Make, spec: Mapping[str, Any]) -> Finding:
@@ -155,8 +164,7 @@ def _find(name: str, make: Make, spec: Mapping[str, Any]) -> Finding:
             return Finding(None, found.number, found.text) if own and not found.holds else found
         return PROPERTIES[name](make)
     except Exception as error:  # whatever a loss raises is a failure of the property, with the error as its text
-        first = next(iter(str(error).splitlines()), "")
-        return Finding(False, None, f"{type(error).__name__}: {first}"[:160])
+        return Finding(False, None, _words(error))
 
 
 def _line(name: str, found: Finding, declares: Mapping[str, str], strict: bool) -> Line:

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from harness.check.finding import Finding, Make
-from harness.check.scenes import evaluate, facts_of, scene
+from harness.check.scenes import evaluate, facts_of, on_voxels, scene
 from harness.losses import LOSSES
 from harness.losses.build import build_loss
-from harness.losses.calls import needs_of
 from harness.resolve import load
 
 # a smooth term of 1 moves Dice by 2e-3; the two most alike of the catalogue are 4e-2 apart
@@ -73,7 +72,7 @@ def _catalogue(table: tuple[tuple[str, str], ...]) -> dict[str, _Marks]:
         spec = {"name": name, "class": target, "args": {}}
         try:
             loss = build_loss(spec, facts_of(scene("random").target))
-            if not set().union(*needs_of(loss)) & {"attention", "shape_tokens", "shape_prior", "token_maps"}:
+            if on_voxels(loss):
                 out[name] = _marks(loss)
         except Exception:  # a loss that cannot be made or called fails its own check, not everybody's
             continue

@@ -22,8 +22,8 @@ from harness.losses._common import (
     true_class,
 )
 from harness.losses._sum import Sum
+from harness.losses.dice import Dice
 from harness.losses.pixel import CrossEntropy, Focal, TopK
-from harness.losses.region import Dice
 
 __all__ = ["Combo", "DiceCE", "DiceFocal", "DiceTopK", "ExpLog", "Sum"]
 

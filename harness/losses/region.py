@@ -20,19 +20,6 @@ from harness.losses._common import (
     safe_power,
     true_class,
 )
-from harness.losses.dice import Dice, GeneralizedDice, LogCoshDice, PenaltyGeneralizedDice
-
-__all__ = [
-    "AsymmetricSimilarity",
-    "Dice",
-    "FocalTversky",
-    "GeneralizedDice",
-    "Jaccard",
-    "LogCoshDice",
-    "PenaltyGeneralizedDice",
-    "SensitivitySpecificity",
-    "Tversky",
-]
 
 
 class Tversky(nn.Module):

@@ -231,3 +231,14 @@ def test_a_loss_that_raises_fails_with_its_own_words(tmp_path) -> None:
     found = check_loss({"name": "raises", "class": f"{file}:Raises", "args": {}})
     assert not found.passed and len(found.lines) == 1, "said once, not for every property"
     assert found.lines[0].text == "ValueError: no value today"
+
+
+def test_a_preparation_that_fails_is_the_finding_and_ends_nothing_else(tmp_path) -> None:
+    file = tmp_path / "unprepared.py"
+    file.write_text(
+        "from torch import nn\nclass Unprepared(nn.Module):\n    def forward(self, logits, target):\n"
+        "        return logits.mean()\n    def prepare(self, labels, *, device, generator):\n"
+        "        raise RuntimeError('no labels like these')\n"
+    )
+    found = check_loss({"name": "unprepared", "class": f"{file}:Unprepared", "args": {}})
+    assert not found.passed and [line.text for line in found.lines] == ["RuntimeError: no labels like these"]

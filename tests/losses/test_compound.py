@@ -11,8 +11,8 @@ from monai.losses import DiceCELoss
 from torch import nn
 
 from harness.losses.compound import Combo, DiceCE, DiceFocal, DiceTopK, ExpLog, Sum
+from harness.losses.dice import Dice
 from harness.losses.pixel import CrossEntropy, Focal
-from harness.losses.region import Dice
 
 SHAPES = [(2, 3, 5, 4), (2, 4, 3, 4, 5)]
 EVERY = [DiceCE, DiceTopK, DiceFocal, Combo, ExpLog]

@@ -12,9 +12,9 @@ from torch import nn
 
 from harness.losses.calls import evaluate_loss, needs_of
 from harness.losses.contour import ActiveContour, BoundaryDoU, ShapeAware, SobelBoundary
+from harness.losses.dice import Dice
 from harness.losses.needs import LABEL_NEEDS
 from harness.losses.pixel import CrossEntropy
-from harness.losses.region import Dice
 from harness.losses.targets import derive
 
 SHAPES = [(2, 4, 8, 7), (2, 3, 5, 4, 6)]

@@ -8,6 +8,7 @@ import torch
 from monai.losses import BoundaryLoss
 
 from harness.losses.calls import evaluate_loss, needs_of
+from harness.losses.dice import Dice
 from harness.losses.distance import (
     Boundary,
     DistanceDice,
@@ -19,7 +20,6 @@ from harness.losses.distance import (
 )
 from harness.losses.needs import LABEL_NEEDS
 from harness.losses.pixel import CrossEntropy
-from harness.losses.region import Dice
 from harness.losses.targets import derive
 
 COUNTS = [50, 30, 15, 5]

@@ -15,8 +15,9 @@ from monai.losses import AsymmetricUnifiedFocalLoss as Monai
 from monai.losses.unified_focal_loss import AsymmetricFocalLoss as MonaiFocal
 from monai.losses.unified_focal_loss import AsymmetricFocalTverskyLoss as MonaiTversky
 
+from harness.losses.dice import Dice
 from harness.losses.pixel import CrossEntropy, Focal
-from harness.losses.region import Dice, FocalTversky
+from harness.losses.region import FocalTversky
 from harness.losses.unified_focal import AsymmetricUnifiedFocal, SymmetricUnifiedFocal
 
 Agree = Callable[..., None]

@@ -11,7 +11,7 @@ from scipy.stats import wasserstein_distance
 
 from harness.errors import BenchError
 from harness.losses.build import build_loss
-from harness.losses.region import Dice
+from harness.losses.dice import Dice
 from harness.losses.wasserstein import GeneralizedWassersteinDice, tree_matrix, uniform_matrix
 
 Agree = Callable[..., None]

@@ -39,11 +39,12 @@ class YamlFile:
     lines: dict[KeyPath, int] = field(default_factory=dict)
 
     def error(self, where: Sequence[Hashable], text: str) -> BenchError:
-        """A `BenchError` that starts with file, line and key."""
+        """A `BenchError` that starts with file, line and key, as far as there are some."""
         keys = tuple(where)
         line = next((self.lines[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in self.lines), 1)
         named = _dotted(keys)
-        return BenchError(f"{self.path}:{line}: {named + ': ' if named else ''}{text}")
+        place = f"{self.path}:{line}" if self.lines else str(self.path)  # a value of the command line has no lines
+        return BenchError(f"{place}: {named + ': ' if named else ''}{text}")
 
     def parse(self, model: type[M], data: Any | None = None, at: KeyPath = ()) -> M:
         """Validate `data` (the whole file by default, else the part at path `at`) against a schema."""

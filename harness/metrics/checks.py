@@ -11,38 +11,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import BenchError
-from harness.metrics.table import METRICS, PROFILES
-from harness.yamlfile import nearest
+from harness.metrics.papers import check_mist2023
+from harness.metrics.table import metric_of
 
 IntArray = NDArray[np.integer[Any]]
 MAX_LABEL = 65535  # label values index histograms, and masks are stored in 8 or 16 bits
 
 
-def check_names(metrics: Iterable[str], profile: str) -> tuple[str, ...]:
-    """Return the metrics asked for, each once, in order."""
-    if isinstance(metrics, str):
-        raise BenchError(f"metrics is the string {metrics!r}, expected a list of names; write [{metrics!r}].")
-    names = tuple(dict.fromkeys(metrics))
-    for name in names:
-        if name not in METRICS:
-            raise BenchError(f"unknown metric {name!r}{nearest(name, METRICS)}; known: {', '.join(METRICS)}.")
-    if profile not in PROFILES:
-        raise BenchError(f"unknown profile {profile!r}{nearest(profile, PROFILES)}; known: {', '.join(PROFILES)}.")
-    return names
-
-
-def check_labels(labels: Mapping[str, int], ignore: int | None) -> dict[str, int]:
-    """Return class name → label value as plain integers."""
+def check_labels(labels: Mapping[str, int | Sequence[int]], ignore: int | None) -> dict[str, tuple[int, ...]]:
+    """Return class name → label values as plain integers; a region has several."""
     if not labels:
         raise BenchError("labels is empty, expected at least one class name with its label value.")
-    known = {name: _label(value, f"class {name!r}") for name, value in labels.items()}
-    owner: dict[int, str] = {}
-    for name, value in known.items():
-        if value in owner:
-            raise BenchError(f"classes {owner[value]!r} and {name!r} share label {value}; give each its own.")
-        owner[value] = name
-    if ignore is not None and _label(ignore, "ignore") in owner:
-        raise BenchError(f"label {ignore} is both ignored and class {owner[ignore]!r}; take it out of one of them.")
+    known: dict[str, tuple[int, ...]] = {}
+    owner: dict[frozenset[int], str] = {}
+    for name, given in labels.items():
+        several = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+        values = tuple(_label(v, f"class {name!r}") for v in several)
+        if not values or len(set(values)) != len(values):
+            raise BenchError(f"class {name!r} has the labels {list(values)}, expected one or more, each once.")
+        if (other := owner.setdefault(frozenset(values), name)) != name:
+            what = f"label {values[0]}" if len(values) == 1 else f"labels {list(values)}"
+            raise BenchError(f"classes {other!r} and {name!r} share {what}; give each its own.")
+        known[name] = values
+    if ignore is not None:
+        value = _label(ignore, "ignore")
+        for name, values in known.items():
+            if value in values:
+                raise BenchError(f"label {ignore} is both ignored and class {name!r}; take it out of one of them.")
     return known
 
 
@@ -97,12 +92,47 @@ def check_spacing(spacing: Sequence[float] | None, ndim: int) -> tuple[float, ..
     return sides
 
 
-def check_known(values: Iterable[int], what: str, labels: Mapping[str, int], ignore: int | None) -> None:
-    """Refuse a label value that is no class, not background and not ignored."""
-    known = {0, *labels.values()} | (set() if ignore is None else {ignore})
-    for value in values:
-        if value not in known:
-            raise BenchError(
-                f"the {what} holds label {value}, which is neither background (0) nor a class "
-                f"({', '.join(f'{n} {v}' for n, v in labels.items())}); add it to the labels or pass it as ignore."
-            )
+def check_dims(metrics: Iterable[str], profiles: Iterable[str], shape: tuple[int, ...]) -> None:
+    """Refuse a metric that is not of a case, and a metric or a profile not defined for that number of axes."""
+    ndim = len(shape)
+    if "mist2023" in profiles:
+        check_mist2023(shape)
+    for name in metrics:
+        metric, _ = metric_of(name)
+        if metric.scope == "dataset":
+            raise BenchError(f"metric {name!r} is of a whole data set, from the counts of its cases; ask for iou here.")
+        if ndim not in metric.dims:
+            axes = " or ".join(map(str, metric.dims))
+            raise BenchError(f"metric {name!r} is defined for {axes} axes, found {ndim}; leave it away.")
+
+
+def check_range(volume: IntArray, what: str, labels: Mapping[str, Sequence[int]], ignore: int | None) -> None:
+    """Refuse a label value above all that are known, before it is used as an index."""
+    top = max(ignore or 0, *(v for values in labels.values() for v in values))
+    if (high := int(volume.max())) > top:
+        raise _unknown(high, what, labels)
+
+
+def check_known(
+    unknown: int, volume: IntArray, what: str, labels: Mapping[str, Sequence[int]], ignore: int | None
+) -> None:
+    """Refuse label values that are no class, not background and not ignored.
+
+    Args:
+        unknown: How many voxels have one.
+        volume: Where they are.
+        what: The volume's name in the sentence.
+        labels: Class name → label values.
+        ignore: The ignored reference label.
+    """
+    if unknown:
+        known = {0, *(v for values in labels.values() for v in values)} | (set() if ignore is None else {ignore})
+        raise _unknown(min(set(np.unique(volume).tolist()) - known), what, labels)
+
+
+def _unknown(value: int, what: str, labels: Mapping[str, Sequence[int]]) -> BenchError:
+    known = ", ".join(f"{name} {'+'.join(map(str, values))}" for name, values in labels.items())
+    return BenchError(
+        f"the {what} holds label {value}, which is neither background (0) nor a class ({known}); "
+        "add it to the labels or pass it as ignore."
+    )

@@ -1,16 +1,12 @@
-"""Overlap: the confusion counts of every class in one pass over the two volumes, and the Dice coefficient."""
+"""Overlap: the confusion counts of every class from the joint histogram, and what is made of them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from harness.metrics.scan import Classes, Scan
 from harness.metrics.table import Status
-
-IntArray = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
@@ -30,64 +26,39 @@ class Counts:
         return "ref_empty" if self.tp + self.fn == 0 else "ok"
 
     @property
-    def dice(self) -> float | None:
-        """2 TP / (2 TP + FP + FN); 0 if one mask is empty, None if both are."""
-        total = 2 * self.tp + self.fp + self.fn
-        return 2 * self.tp / total if total else None
+    def compared(self) -> int:
+        """Voxels of the image that are not ignored."""
+        return self.tp + self.fp + self.fn + self.tn
 
 
-@dataclass(frozen=True)
-class Histograms:
-    """Voxel counts by label value, each of shape (top + 1,).
-
-    `pred`, `ref` and `both` (same label in both) are of the `compared` voxels, those whose reference is not ignored;
-    `pred_seen` and `ref_seen` are of all voxels that are not background in both.
-    """
-
-    pred_seen: NDArray[np.int64]
-    ref_seen: NDArray[np.int64]
-    pred: NDArray[np.int64]
-    ref: NDArray[np.int64]
-    both: NDArray[np.int64]
-    compared: int
-
-    def counts(self, label: int) -> Counts:
-        """Confusion counts of one label against all others."""
-        tp = int(self.both[label])
-        fp = int(self.pred[label]) - tp
-        fn = int(self.ref[label]) - tp
-        return Counts(tp, fp, fn, self.compared - tp - fp - fn)
+def _share(part: int, whole: int) -> float | None:
+    """A quotient, or None where it is 0 / 0."""
+    return part / whole if whole else None
 
 
-def histograms(pred: IntArray, ref: IntArray, top: int, ignore: int | None) -> Histograms:
-    """Count labels, slice by slice along the first axis.
+OVERLAP: dict[str, Callable[[Counts], float | None]] = {
+    "dice": lambda c: _share(2 * c.tp, 2 * c.tp + c.fp + c.fn),
+    "iou": lambda c: _share(c.tp, c.tp + c.fp + c.fn),
+    "sensitivity": lambda c: _share(c.tp, c.tp + c.fn),
+    "specificity": lambda c: _share(c.tn, c.tn + c.fp),
+    "precision": lambda c: _share(c.tp, c.tp + c.fp),
+    "tp": lambda c: float(c.tp),
+    "fp": lambda c: float(c.fp),
+    "fn": lambda c: float(c.fn),
+    "tn": lambda c: float(c.tn),
+}
 
-    Only voxels where one of the two is not background are gathered: they are few, so the pass costs little more than
-    reading the arrays, and a slice bounds the memory.
 
-    Args:
-        pred: Integer labels in 0..top, shape (z, y, x) or (y, x).
-        ref: The same for the reference.
-        top: Largest label value.
-        ignore: Reference label that takes a voxel out of the comparison.
-    """
-    size = top + 1
-    sums = np.zeros((5, size), np.int64)
-    slabs = zip(pred, ref, strict=True) if pred.ndim == 3 else [(pred, ref)]
-    for slab_pred, slab_ref in slabs:
-        busy = (slab_pred != 0) | (slab_ref != 0)
-        p = slab_pred[busy].astype(np.intp)
-        r = slab_ref[busy].astype(np.intp)
-        quiet = busy.size - p.size  # background in both
-        sums[0] += np.bincount(p, minlength=size)
-        sums[1] += np.bincount(r, minlength=size)
-        if ignore is not None:
-            keep = r != ignore
-            p, r = p[keep], r[keep]
-        if ignore != 0:
-            sums[2:, 0] += quiet
-        sums[2] += np.bincount(p, minlength=size)
-        sums[3] += np.bincount(r, minlength=size)
-        sums[4] += np.bincount(p[p == r], minlength=size)
-    pred_seen, ref_seen, in_pred, in_ref, both = sums
-    return Histograms(pred_seen, ref_seen, in_pred, in_ref, both, int(in_ref.sum()))
+def counts_of(scan: Scan, classes: Classes) -> list[Counts]:
+    """Confusion counts of each class; voxels of the ignored reference label are left out."""
+    compared = scan.joint[: classes.size, : classes.size].copy()
+    if classes.ignore is not None:
+        compared[:, classes.ignore] = 0
+    in_pred, in_ref, total = compared.sum(1), compared.sum(0), int(compared.sum())
+    found = []
+    for members in classes.members:
+        chosen = list(members)
+        tp = int(compared[chosen][:, chosen].sum())
+        fp, fn = int(in_pred[chosen].sum()) - tp, int(in_ref[chosen].sum()) - tp
+        found.append(Counts(tp, fp, fn, total - tp - fp - fn))
+    return found

@@ -1,4 +1,4 @@
-"""Surface distances of one class, and what is made of them: HD95, ASD and ASSD from the same two arrays.
+"""Surface distances of one class, and what the voxel profiles make of them.
 
 The surface of a mask is its voxels with a face neighbour outside of it (6 neighbours in 3D, 4 in 2D; outside of the
 image counts as outside of the mask), and distances are between voxel centres: as in medpy, MONAI and Metrics Reloaded.
@@ -6,28 +6,40 @@ image counts as outside of the mask), and distances are between voxel centres: a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from harness.metrics.maurer import directed_distances
-
-BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.integer[Any]]
-Box = tuple[slice, ...]
+Cloud = NDArray[np.intp]
+"""Points of a grid: flat indices in C order, ascending, each once, never empty."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Three axes and their spacing; an image in the plane is (1, y, x) with spacing 1 along the first."""
+
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+
+    def coordinates(self, cloud: Cloud) -> NDArray[np.intp]:
+        """Indices of the points along each axis, shape (3, N)."""
+        return np.stack(np.unravel_index(cloud, self.shape))
 
 
 @dataclass(frozen=True)
 class Distances:
-    """Distances from each surface voxel of one mask to the nearest surface voxel of the other; neither is empty."""
+    """Distances from each surface element of one mask to the nearest of the other, in the order of the clouds."""
 
     pred_to_ref: FloatArray
     ref_to_pred: FloatArray
+
+
+Reduction = Callable[[Distances, float | None], float]
+Engine = Callable[[Cloud, Cloud, Grid], Distances]
+"""From the surface of the prediction, that of the reference and their grid to the distances, in its unit."""
 
 
 def _hd95_max(d: Distances) -> float:
@@ -35,61 +47,34 @@ def _hd95_max(d: Distances) -> float:
     return float(max(np.percentile(d.pred_to_ref, 95), np.percentile(d.ref_to_pred, 95)))
 
 
-def _asd(d: Distances) -> float:
-    """Mean from the prediction to the reference, as medpy's `asd` and MONAI's default."""
-    return float(d.pred_to_ref.mean())
+def _hd95_pooled(d: Distances) -> float:
+    """95th percentile of the distances of both directions together (linear interpolation)."""
+    return float(np.percentile(np.concatenate([d.pred_to_ref, d.ref_to_pred]), 95))
 
 
 def _assd(d: Distances) -> float:
-    """Mean over the surface voxels of both masks together."""
-    return float((d.pred_to_ref.sum() + d.ref_to_pred.sum()) / (d.pred_to_ref.size + d.ref_to_pred.size))
+    total = d.pred_to_ref.sum() + d.ref_to_pred.sum()
+    return float(total / (d.pred_to_ref.size + d.ref_to_pred.size))
 
 
-# profile → metric → reduction
-REDUCTIONS: dict[str, dict[str, Callable[[Distances], float]]] = {
-    "voxel-max": {"hd95": _hd95_max, "asd": _asd, "assd": _assd},
+def _nsd(d: Distances, tolerance: float | None) -> float:
+    """Nikolov et al. 2018, with voxels for surface elements: those of both within the tolerance, over all."""
+    if tolerance is None:
+        raise ValueError("nsd needs a tolerance")
+    near = np.count_nonzero(d.pred_to_ref <= tolerance) + np.count_nonzero(d.ref_to_pred <= tolerance)
+    return near / (d.pred_to_ref.size + d.ref_to_pred.size)
+
+
+_COMMON: dict[str, Reduction] = {
+    "hd": lambda d, _: float(max(d.pred_to_ref.max(), d.ref_to_pred.max())),
+    "asd": lambda d, _: float(d.pred_to_ref.mean()),
+    "asd_reverse": lambda d, _: float(d.ref_to_pred.mean()),
+    "assd": lambda d, _: _assd(d),
+    "masd": lambda d, _: float((d.pred_to_ref.mean() + d.ref_to_pred.mean()) / 2),
+    "nsd": _nsd,
 }
-
-
-def edge(mask: BoolArray) -> BoolArray:
-    """Voxels of the mask with a face neighbour outside of it, on a grid with one more voxel on every side."""
-    padded = np.pad(mask, 1)
-    core = (slice(1, -1),) * mask.ndim
-    inside = mask.copy()
-    for axis in range(mask.ndim):
-        for shift in (slice(0, -2), slice(2, None)):
-            inside &= padded[(*core[:axis], shift, *core[axis + 1 :])]
-    padded[core] &= ~inside
-    return padded
-
-
-def boxes(volume: IntArray, labels: Sequence[int]) -> dict[int, Box]:
-    """Bounding box of each label that is present; label 0 has the whole volume."""
-    found = ndimage.find_objects(volume, max(*labels, 1))
-    tight = {label: box for label in labels if label > 0 and (box := found[label - 1]) is not None}
-    return {0: tuple(slice(0, n) for n in volume.shape), **tight}
-
-
-def surface_distances(
-    pred: IntArray, ref: IntArray, label: int, box: tuple[Box, Box], spacing: Sequence[float], ignore: int | None
-) -> Distances:
-    """Both directed sets of distances of one label, in the unit of `spacing`.
-
-    Args:
-        pred: Integer labels, shape (z, y, x) or (y, x).
-        ref: The same for the reference.
-        label: Label value, present in both at voxels that are not ignored.
-        box: Bounding boxes of the label in `pred` and in `ref`.
-        spacing: Size of a voxel, one number per axis.
-        ignore: Reference label whose voxels are left out of both masks.
-    """
-    crop = tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(*box, strict=True))
-    in_pred = pred[crop] == label
-    in_ref = ref[crop] == label
-    if ignore is not None:
-        in_pred &= ref[crop] != ignore
-    pred_edge, ref_edge = edge(in_pred), edge(in_ref)
-    return Distances(
-        directed_distances(pred_edge, ref_edge, spacing),
-        directed_distances(ref_edge, pred_edge, spacing),
-    )
+REDUCTIONS: dict[str, dict[str, Reduction]] = {
+    "voxel-max": {**_COMMON, "hd95": lambda d, _: _hd95_max(d)},
+    "voxel-pooled": {**_COMMON, "hd95": lambda d, _: _hd95_pooled(d)},
+}
+"""Profile → metric → its value from (distances, parameter), in the unit of the distances; NSD is a fraction."""

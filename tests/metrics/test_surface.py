@@ -16,7 +16,7 @@ from scipy.spatial.distance import cdist
 
 from harness.metrics import evaluate
 from harness.metrics.maurer import directed_distances
-from harness.metrics.surface import edge
+from harness.metrics.scan import Classes, scan
 
 DISTANCES = ("hd95", "asd", "assd")
 
@@ -134,10 +134,11 @@ def test_edge_has_face_neighbours_only():
     want = np.ones((5, 5), bool)
     want[1:4, 1:4] = False
     want[0, 0] = False
-    got = edge(plus_hole)
-    assert got.shape == (7, 7)
-    assert not got[[0, -1]].any() and not got[:, [0, -1]].any()
-    assert np.array_equal(got[1:-1, 1:-1], want)
+    (cloud, other) = scan(plus_hole.view(np.uint8), plus_hole.view(np.uint8), Classes.of({"x": (1,)}, None), True).clouds[0]
+    got = np.zeros(25, bool)
+    got[cloud] = True
+    assert np.array_equal(got.reshape(5, 5), want)
+    assert np.array_equal(cloud, other)
 
 
 # Brute force and MONAI

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.metrics.surface import Distances
+
 if TYPE_CHECKING:
     from harness.metrics.surface import Cloud, Engine, Grid
 
@@ -44,12 +46,10 @@ class Surfels:
     grid: Grid
 
 
-@dataclass(frozen=True)
-class AreaDistances:
+@dataclass(frozen=True, kw_only=True)
+class AreaDistances(Distances):
     """Distance from each element of one mask to the nearest element of the other, with the elements' areas."""
 
-    pred_to_ref: FloatArray
-    ref_to_pred: FloatArray
     pred_areas: FloatArray
     ref_areas: FloatArray
 
@@ -183,7 +183,7 @@ def contour_lengths(spacing: tuple[float, float]) -> FloatArray:
 def area_distances(pred: Surfels, ref: Surfels, engine: Engine) -> AreaDistances:
     """Measure between the elements of two masks on the same grid, in the unit of the spacing."""
     distances = engine(pred.cells, ref.cells, pred.grid)
-    return AreaDistances(distances.pred_to_ref, distances.ref_to_pred, pred.areas, ref.areas)
+    return AreaDistances(**vars(distances), pred_areas=pred.areas, ref_areas=ref.areas)
 
 
 def _percentile(distances: FloatArray, areas: FloatArray, percent: float) -> float:
@@ -213,8 +213,8 @@ def _assd(d: AreaDistances) -> float:
 
 def _nsd(d: AreaDistances, tolerance: float | None) -> float:
     assert tolerance is not None  # `table.metric_of` asks for it
-    near = d.pred_areas[d.pred_to_ref <= tolerance].sum() + d.ref_areas[d.ref_to_pred <= tolerance].sum()
-    return float(near / (d.pred_areas.sum() + d.ref_areas.sum()))
+    in_pred, in_ref = d.near(tolerance)
+    return float((d.pred_areas[in_pred].sum() + d.ref_areas[in_ref].sum()) / (d.pred_areas.sum() + d.ref_areas.sum()))
 
 
 REDUCTIONS: dict[str, Callable[[AreaDistances, float | None], float]] = {

@@ -94,6 +94,8 @@ class Case:
         length = "voxel" if profile == "transunet" else self._unit
         units = {"fraction": "1", "distance": length, "volume": f"{length}{len(self._spacing)}", "count": "voxels"}
         worst = self._bounds[metric.worst] if isinstance(metric.worst, str) else metric.worst
+        if profile == "mist2023" and metric.unit_kind == "distance":
+            worst = papers.mist2023_worst(self._volumes[0].shape, self._spacing)
         return Row(self._classes.names[number], name, profile, units[metric.unit_kind], value, worst, counts.status)
 
     def _values(self, profile: str, number: int) -> Values:

@@ -14,6 +14,7 @@ from harness.metrics.surface import Cloud, Distances, FloatArray, Grid
 
 BoolArray = NDArray[np.bool_]
 LARGE = 2**21  # voxels of a map; beyond it, a box that far islands have blown up is not worth its memory
+ROUNDING = 1e-4  # of float32, with room
 MARGIN = 6  # voxels round the box that both surfaces share
 
 
@@ -39,11 +40,11 @@ def distances(pred: Cloud, ref: Cloud, grid: Grid) -> Distances:
         if edges[1 - one].any():
             result[out >= 0] = directed_distances(edges[one], edges[1 - one], grid.spacing)
         if not whole:
-            rest = np.flatnonzero(result > out * (1 - 1e-4))  # float32 must not prove what is not so
+            rest = np.flatnonzero(result > out * (1 - ROUNDING))  # float32 must not prove what is not so
             if rest.size:
                 result[rest] = nearest_by_tree(source[:, rest], target, grid.spacing)
         found.append(result)
-    return Distances(*found)
+    return Distances(found[0], found[1], ROUNDING)
 
 
 def _window(pred: NDArray[np.intp], ref: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -17,6 +17,7 @@ from harness.metrics import area
 from harness.metrics.engines import tools_of
 from harness.metrics.surface import Grid
 
+pytestmark = pytest.mark.filterwarnings("ignore:Please import:DeprecationWarning")  # in surface-distance
 POINTS = tools_of("points").distances
 EXACT = {"simpleitk": {"rel": 3e-5, "abs": 1e-4}, "points": {"rel": 1e-9}, "points-numba": {"rel": 1e-9}}
 
@@ -129,11 +130,11 @@ def test_two_voxels_three_apart():
 
 def test_percentile_is_by_area_and_not_interpolated():
     distances = np.array([3.0, 1.0, 2.0])
-    one = area.AreaDistances(distances, np.zeros(1), np.array([4.0, 95.0, 1.0]), np.ones(1))
+    one = area.AreaDistances(distances, np.zeros(1), pred_areas=np.array([4.0, 95.0, 1.0]), ref_areas=np.ones(1))
     assert area.REDUCTIONS["hd95"](one, None) == 1.0
-    one = area.AreaDistances(distances, np.zeros(1), np.array([4.0, 94.5, 1.5]), np.ones(1))
+    one = area.AreaDistances(distances, np.zeros(1), pred_areas=np.array([4.0, 94.5, 1.5]), ref_areas=np.ones(1))
     assert area.REDUCTIONS["hd95"](one, None) == 2.0
-    one = area.AreaDistances(np.zeros(1), distances, np.ones(1), np.array([6.0, 90.0, 4.0]))
+    one = area.AreaDistances(np.zeros(1), distances, pred_areas=np.ones(1), ref_areas=np.array([6.0, 90.0, 4.0]))
     assert area.REDUCTIONS["hd95"](one, None) == 3.0
     assert area.REDUCTIONS["asd_reverse"](one, None) == pytest.approx((18 + 90 + 8) / 100)
     assert area.REDUCTIONS["assd"](one, None) == pytest.approx((18 + 90 + 8) / 101)

@@ -198,3 +198,17 @@ def test_refused_in_one_sentence(change, message):
 
 def test_the_good_case_is_good():
     assert evaluate(**GOOD)
+
+
+@pytest.mark.parametrize("engine", ["simpleitk", "points"])
+@pytest.mark.parametrize("profile", ["voxel-max", "area"])
+def test_a_tolerance_that_is_a_multiple_of_the_spacing_includes_its_distance(engine, profile):
+    for side, steps in ((0.1, 3), (0.7, 3), (0.71, 5), (1.37, 7), (0.1, 6)):
+        pred, ref = np.zeros((2, 4, 4, 20), np.uint8)
+        pred[1:3, 1:3, 2:4] = 1
+        ref[1:3, 1:3, 2 + steps : 4 + steps] = 1
+        tolerance = f"nsd@{round(side * steps, 9)}"  # 3 · 0.1 is 0.30000000000000004
+        below = f"nsd@{round(side * steps * 0.99, 9)}"
+        got = values(evaluate(pred, ref, (side,) * 3, {"x": 1}, profile, metrics=[tolerance, below], engine=engine))
+        assert got["x", tolerance] == 1.0, (side, steps)
+        assert got["x", below] < 1.0

@@ -32,7 +32,7 @@ def test_table():
 
 def test_every_surface_metric_has_a_reduction_in_every_profile():
     both = Distances(np.array([0.0, 3.0]), np.array([1.0]))
-    weighted = area.AreaDistances(both.pred_to_ref, both.ref_to_pred, np.ones(2), np.ones(1))
+    weighted = area.AreaDistances(both.pred_to_ref, both.ref_to_pred, pred_areas=np.ones(2), ref_areas=np.ones(1))
     assert {m.name for m in METRICS.values() if m.unit_kind == "distance"} | {"nsd"} == set(SURFACE_METRICS)
     for name in SURFACE_METRICS:
         parameter = 1.0 if name == "nsd" else None

@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="print the certificates as JSON")
     check.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="keeps what a loss prepares once")
     check.set_defaults(verb=_check)
+    _score_parser(verbs.add_parser("score", help="measure predictions made elsewhere against their references"))
     data = verbs.add_parser("data", help="show a data set: licence, how to obtain it, what is missing")
     data.add_argument("manifest", help="name of a manifest, or a file")
     data.add_argument("--data", type=Path, default=_root(), metavar="DIR", help="folder of data sets (or BENCH_DATA)")
@@ -104,6 +105,24 @@ def _suite_arguments(parser: argparse.ArgumentParser) -> None:
         help="only cells whose loss, model, dataset, seed or fold matches",
     )
     parser.add_argument("--quick", action="store_true", help="a small form of the suite on the phantom, in minutes")
+
+
+def _score_parser(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Measure label images against references of the same names (nii, mha, mhd, nrrd, png, tif)."
+    parser.add_argument("pred_dir", type=Path, metavar="PRED_DIR", help="folder of predicted label images")
+    parser.add_argument("ref_dir", type=Path, metavar="REF_DIR", help="folder of reference label images")
+    parser.add_argument("--labels", metavar="NAME=VALUE,...", help="liver=1,tumour=2+3; default: the values found")
+    parser.add_argument("--manifest", metavar="NAME", help="take labels, ignore and regions from a data manifest")
+    parser.add_argument("--ignore", type=int, metavar="VALUE", help="reference label that is left out of everything")
+    parser.add_argument("--drop", metavar="VALUE,...", help="label values that count as background")
+    parser.add_argument("--metrics", metavar="NAME,...", help="default: dice,hd95,asd; see bench list metrics; nsd@2")
+    parser.add_argument("--profile", metavar="NAME,...", help="definition of the distances (default: voxel-max)")
+    parser.add_argument("--engine", metavar="NAME", help="simpleitk (default), points or points-numba")
+    parser.add_argument("--spacing", metavar="Z,Y,X", help="mm per axis instead of what the files say, or unknown")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write all rows as CSV")
+    parser.add_argument("--json", action="store_true", dest="as_json", help="print rows and means as JSON")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes at once (default: all cores)")
+    parser.set_defaults(verb=_score)
 
 
 def _root() -> Path | None:
@@ -144,6 +163,7 @@ def _run(args: argparse.Namespace) -> int:
 def _work(todo: list[Entry], place: Place, args: argparse.Namespace, console: Console) -> None:
     from dataclasses import replace
 
+    from harness.processes import cores
     from harness.runner import check_data, run_cells
 
     check_data([e.cell for e in todo], place.root)
@@ -152,7 +172,7 @@ def _work(todo: list[Entry], place: Place, args: argparse.Namespace, console: Co
     place = replace(place, device=_device(args.device))
     if args.workers is not None and args.workers < 1:
         raise BenchError(f"--workers {args.workers}: expected at least 1.")
-    workers = args.workers or (1 if place.device != "cpu" else _cores())
+    workers = args.workers or (1 if place.device != "cpu" else cores())
     run_cells(todo, place, workers, console, args.fail_fast)
 
 
@@ -277,6 +297,17 @@ def _check(args: argparse.Namespace) -> int:
     from harness.check.command import run_check
 
     return run_check(args.losses, args.json, args.out / "cache")
+
+
+def _score(args: argparse.Namespace) -> int:
+    from harness.scoring.command import Request, run_score
+
+    if args.out is not None:
+        if args.out.is_dir():
+            raise BenchError(f"--out {args.out}: is a folder; name a file.")
+        _writable(args.out.parent)
+    given = {name: value for name, value in vars(args).items() if name != "verb" and value is not None}
+    return run_score(Request(**given))
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -408,11 +439,6 @@ def _device(asked: str) -> str:
             f"--device {asked}: torch sees {torch.cuda.device_count() if available else 0} CUDA devices here."
         )
     return f"cuda:{index}"
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _writable(folder: Path) -> None:

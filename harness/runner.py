@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing as mp
 import os
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -26,6 +24,7 @@ from harness.data.layouts import reader_of
 from harness.data.manifest import load_manifest
 from harness.errors import BenchError
 from harness.plan import Entry
+from harness.processes import cause_of_death, deaf_to_ctrl_c, one_thread
 from harness.progress import RunProgress
 from harness.records import RETRIED, RunRecord, read_record
 
@@ -55,7 +54,10 @@ class Pool:
         context = mp.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, self.place), daemon=True, name=f"bench-{slot}")
-        with _one_thread(), _deaf_to_ctrl_c():
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # cuBLAS deterministic; before CUDA
+        with one_thread(), deaf_to_ctrl_c():
             process.start()
         theirs.close()
         self.slots[slot] = Worker(process, ours)
@@ -164,7 +166,7 @@ def _prepare_all(cells: list[Cell], pool: Pool, workers: int, console: Console) 
             for slot, message in _messages(pool, 0.5):
                 job = running.pop(slot, None)
                 if message is None:
-                    cause = _cause(pool.slots[slot])
+                    cause = cause_of_death(pool.slots[slot].process)
                     pool.start(slot)
                     if job is None:
                         raise BenchError(f"a worker process died before it had anything to do ({cause}).")
@@ -222,7 +224,7 @@ def _collect(pool: Pool, progress: RunProgress) -> Iterator[tuple[int, RunRecord
                 del pool.slots[slot]  # died while idle; the next cell of this slot starts another
             continue
         if message is None:
-            reason = f"its worker process died ({_cause(worker)})"
+            reason = f"its worker process died ({cause_of_death(worker.process)})"
             yield slot, _ended(pool, slot, "error", reason, progress)
             pool.start(slot)
         elif message[0] == "started":
@@ -304,47 +306,3 @@ def _messages(pool: Pool, seconds: float) -> Iterator[tuple[int, Any]]:
 def _send(worker: Worker, message: tuple[str, Any]) -> None:
     with contextlib.suppress(OSError):  # a dead worker shows as the end of its connection, where its cell is counted
         worker.connection.send(message)
-
-
-def _cause(worker: Worker) -> str:
-    code = worker.process.exitcode
-    if code is None or code >= 0:
-        return f"exit code {code}"
-    hint = ", often the system's answer to too little memory" if code == -9 else ""
-    return f"signal {-code}{hint}"
-
-
-@contextlib.contextmanager
-def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Children ignore Ctrl-C from their first moment: it reaches the whole group, and the parent decides."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Children inherit one thread for every numerical library; it must be set before they import it."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    yield
-    for name, value in before.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-
-
-_THREADS = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
-)

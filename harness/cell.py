@@ -12,6 +12,8 @@ from typing import Any
 TRAIN_VERSION = 1
 EVAL_VERSION = 1
 
+PROFILE, ENGINE = "voxel-max", "simpleitk"  # the defaults of a suite; ids were made of them before there were others
+
 
 @dataclass(frozen=True)
 class SourceInfo:
@@ -27,12 +29,16 @@ class Cell:
     """One point of the grid loss × model × data set × fold × seed, fully resolved and plain data.
 
     Attributes:
-        data: Manifest name and digest, split, fold, cases of each part, view (slices or patches), labels.
+        data: Manifest name and digest, split, fold, cases of each part, view (slices or patches), labels; `regions`
+            (name → classes) where they are what is measured.
         model: Name, arguments, version. `model_source` says where the class is.
         loss: Canonical loss specification (see `harness.grid`).
         seed: The repeat.
         train: Resolved training section, with `select`.
+        metrics: Canonical names of what is measured; those of the scope `dataset` are made by the report.
         skip: Why this cell cannot be run, or None.
+        profiles: Profiles that distances are measured under, in order.
+        engine: What computes the distances.
     """
 
     suite: str
@@ -51,23 +57,36 @@ class Cell:
     quick: bool
     timeout: float | None
     skip: str | None
+    profiles: tuple[str, ...] = (PROFILE,)
+    engine: str = ENGINE
 
     @property
     def train_id(self) -> str:
         """Hash of everything that decides the weights."""
-        data = {k: v for k, v in self.data.items() if k != "test"}
+        data = {k: v for k, v in self.data.items() if k not in ("test", "regions")}
+        parts = ["train", TRAIN_VERSION, data, self.model, _identity(self.loss), self.train, self.seed]
         if self.train["select"] == "last":
             data.pop("val")  # validation cases are then only watched
-        return _hash(
-            "train", TRAIN_VERSION, data, self.model, _identity(self.loss), self.train, self.seed, {"quick": self.quick}
-        )
+        elif extra := self._scoring():
+            parts.append({"selected by": extra})  # another score can choose another epoch
+        return _hash(*parts, {"quick": self.quick})
 
     @property
     def eval_id(self) -> str:
         """Hash of `train_id` and of everything that decides the metric rows."""
-        return _hash(
-            "eval", EVAL_VERSION, self.train_id, self.data["test"], list(self.metrics), {"profile": "voxel-max"}
-        )
+        scoring = {"profile": PROFILE} | self._scoring()
+        return _hash("eval", EVAL_VERSION, self.train_id, self.data["test"], list(self.metrics), scoring)
+
+    def _scoring(self) -> dict[str, Any]:
+        """What of the scoring is not the default: profiles, engine, regions."""
+        found: dict[str, Any] = {}
+        if self.profiles != (PROFILE,):
+            found["profile"] = list(self.profiles)
+        if self.engine != ENGINE:
+            found["engine"] = self.engine
+        if "regions" in self.data:
+            found["regions"] = self.data["regions"]
+        return found
 
     @property
     def seed_base(self) -> dict[str, Any]:
@@ -107,6 +126,8 @@ class Cell:
             "data": self.data,
             "train": self.train,
             "metrics": list(self.metrics),
+            "profiles": list(self.profiles),
+            "engine": self.engine,
             "quick": self.quick,
         }
 

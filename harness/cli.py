@@ -66,8 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     _suite_arguments(report)
     report.add_argument("--commit", action="store_true", help="also copy the records to reports/SUITE/records, for git")
     report.set_defaults(verb=_report)
-    listing = verbs.add_parser("list", help="list losses, models, metrics, data sets or suites")
-    listing.add_argument("kind", choices=("losses", "models", "metrics", "data", "suites"))
+    listing = verbs.add_parser("list", help="list losses, models, metrics, profiles, engines, data sets or suites")
+    listing.add_argument("kind", choices=tuple(_LISTS))
     listing.add_argument("--json", action="store_true", help="print as JSON")
     listing.set_defaults(verb=_list)
     check = verbs.add_parser("check", help="check that a loss does what a loss should")
@@ -348,7 +348,19 @@ def _models() -> list[tuple[str, str]]:
 def _metrics() -> list[tuple[str, str]]:
     from harness.metrics import METRICS
 
-    return [(m.name, m.title) for m in METRICS.values()]
+    return [(m.name, f"{m.title}: {m.about}") for m in METRICS.values()]
+
+
+def _profiles() -> list[tuple[str, str]]:
+    from harness.metrics import PROFILES
+
+    return [(p.name, p.about) for p in PROFILES.values()]
+
+
+def _engines() -> list[tuple[str, str]]:
+    from harness.metrics import ENGINES
+
+    return [*ENGINES.items()]
 
 
 def _manifests() -> list[tuple[str, str]]:
@@ -371,7 +383,15 @@ def _suites() -> list[tuple[str, str]]:
     ]
 
 
-_LISTS = {"losses": _losses, "models": _models, "metrics": _metrics, "data": _manifests, "suites": _suites}
+_LISTS = {
+    "losses": _losses,
+    "models": _models,
+    "metrics": _metrics,
+    "profiles": _profiles,
+    "engines": _engines,
+    "data": _manifests,
+    "suites": _suites,
+}
 
 
 def _data(args: argparse.Namespace) -> int:

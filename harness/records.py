@@ -120,4 +120,4 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 def _text(value: Any) -> str:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
-    return repr(value) if isinstance(value, float) else str(value)
+    return repr(float(value)) if isinstance(value, float) else str(value)  # numpy's float64 is a float, too

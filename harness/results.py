@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import __version__
-from harness.cell import Place
+from harness.cell import ENGINE, PROFILE, Place
 from harness.data.layouts import reader_of
 from harness.errors import BenchError
+from harness.metrics.table import ENGINES, PROFILES, check_profiles, metric_of
 from harness.plan import Entry
 from harness.records import write_atomic
 from harness.suite import Suite
@@ -45,7 +46,7 @@ def report_suite(
 
     cells, cases, curves = frames(entries)
     shown, notes = panels(suite, entries, place) if "qualitative" in suite.spec.report.layout else ([], [])
-    notes += [*_other_data(entries), *_checks(entries)]
+    notes += [*_measured(suite), *_other_data(entries), *_checks(entries)]
     page = write_report(
         suite.name,
         suite.spec.description.strip(),
@@ -56,6 +57,8 @@ def report_suite(
         layout=suite.spec.report.layout,
         about=_about(suite, entries, notes),
         panels=shown,
+        pooled=[m for m in suite.spec.metrics if metric_of(m)[0].scope == "dataset"],
+        voxels=[m.name for m in suite.manifests.values() if m.spec.spacing == "unknown"],
     )
     write_atomic(out / _STAMP, lambda stream: stream.write(json.dumps({"inputs": stamp}).encode() + b"\n"))
     return page, True
@@ -158,6 +161,7 @@ def _chosen(entries: Sequence[Entry], model: str, tests: list[str]) -> list[tupl
     if cases.empty:
         return []
     dice = cases[(cases["metric"] == "dice") & (cases["status"] != "both_empty") & cases["case"].isin(tests)]
+    dice = dice[dice["profile"] == dice["profile"].iloc[0]] if len(dice) else dice  # of several profiles the first
     means = dice.groupby("case")["value"].mean().sort_values(kind="stable")
     if means.empty:
         return []
@@ -214,6 +218,23 @@ def _other_data(entries: Sequence[Entry]) -> list[str]:
         for (name, _, _), group in seen.items()
         if len(group) > 1
     ]
+
+
+def _measured(suite: Suite) -> list[str]:
+    """Sentences on how it was measured, where that is not the usual way."""
+    spec = suite.spec
+    notes: list[str] = []
+    if (profiles := check_profiles(spec.profile)) != (PROFILE,):
+        notes += [f"Profile {name}: {PROFILES[name].about}." for name in profiles]
+    if spec.engine != ENGINE:
+        notes.append(f"Distances by the engine {spec.engine}: {ENGINES[spec.engine]}.")
+    for manifest in suite.manifests.values():
+        if regions := manifest.spec.regions:
+            unions = "; ".join(f"{name} = {' + '.join(classes)}" for name, classes in regions.items())
+            notes.append(f"Measured on {manifest.name} are regions, trained are the classes: {unions}.")
+        if manifest.spec.dimensions == 2:
+            notes.append(f"{manifest.name} is a 2D data set: contours and distances are in the plane of each image.")
+    return notes
 
 
 def _checks(entries: Sequence[Entry]) -> list[str]:

@@ -13,17 +13,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from harness.cell import Cell, SourceInfo
+from harness.cell import ENGINE, PROFILE, Cell, SourceInfo
 from harness.data.manifest import Manifest, load_manifest, packed
 from harness.errors import BenchError
 from harness.grid import Choice, LossChoice, expand_arguments, expand_losses, label_of
 from harness.losses.needs import HEADS, MODEL_NEEDS
-from harness.metrics import METRICS
+from harness.metrics.table import ENGINES, PROFILES, check_profiles, metric_of
 from harness.models import BARE_MODULE, MODELS, provided
 from harness.resolve import locate
+from harness.suite_metrics import canonical_metrics, of_volumes
 from harness.yamlfile import Strict, YamlFile, nearest, read_yaml
 
 Positive = Annotated[int, Field(gt=0)]
+# Checked by hand, for a sentence that names the nearest; the editor's schema knows the names all the same.
+ProfileName = Annotated[str, Field(json_schema_extra={"enum": list(PROFILES)})]
+EngineName = Annotated[str, Field(json_schema_extra={"enum": list(ENGINES)})]
 
 
 class Slices(Strict):
@@ -142,6 +146,8 @@ class SuiteFile(Strict):
     select: str = "last"
     tune: None = None
     metrics: list[str] = Field(default_factory=lambda: ["dice", "hd95", "asd"], min_length=1)
+    profile: ProfileName | list[ProfileName] = PROFILE
+    engine: EngineName = ENGINE
     rank: Rank = Rank()
     report: Report = Report()
     quick: Quick = Quick()
@@ -150,7 +156,7 @@ class SuiteFile(Strict):
     @field_validator("select")
     @classmethod
     def _select(cls, value: str) -> str:
-        if value == "last" or re.fullmatch(r"best:[a-z0-9_]+@val", value):
+        if value == "last" or re.fullmatch(r"best:[a-z0-9_]+(@[^@]+)?@val", value):
             return value
         if value.endswith("@test"):
             raise ValueError("a network is never selected on the test set; use last or best:METRIC@val")
@@ -188,21 +194,21 @@ def load_suite(path: str | Path, quick: bool = False) -> Suite:
     if not found.is_file() and (packed("suites") / f"{found.name.removesuffix('.yaml')}.yaml").is_file():
         found = packed("suites") / f"{found.name.removesuffix('.yaml')}.yaml"
     file = read_yaml(found)
-    spec = file.parse(SuiteFile)
+    spec = canonical_metrics(file.parse(SuiteFile), file)
     entries = spec.data if isinstance(spec.data, list) else [spec.data]
     manifests: dict[str, Manifest] = {}
     cells: list[Cell] = []
     if quick:  # all data sets become the phantom, which has no validation cases
         views = {("slices" if e.slices else "patches"): e for e in reversed(entries)}
         entries = [e for e in entries if any(e is v for v in views.values())]
-        spec = spec.model_copy(update={"select": "last"})
+        spec = spec.model_copy(update={"select": "last"} | of_volumes(spec))
     for i, entry in enumerate(entries):
         where = ("data", i) if isinstance(spec.data, list) else ("data",)
         manifest = _manifest("phantom" if quick else entry.manifest, file, where)
         manifests[manifest.name] = manifest
         cells += _cells_of(spec, file, entry, where, manifest, quick)
     _check_unique(cells, file)
-    _check_metrics(spec, file, {c.loss_label for c in cells})
+    _check_baseline(spec, file, {c.loss_label for c in cells})
     return Suite(found, spec, quick, manifests, tuple(cells), found.read_text(encoding="utf-8"))
 
 
@@ -227,6 +233,7 @@ def _cells_of(
         if spec.select != "last" and not manifest.parts(split, fold).val:
             raise file.error(("select",), f"{spec.select!r} needs validation cases, and split {split!r} has none.")
     dims = 2 if entry.slices else 3
+    _check_dimensions(spec, file, entry, where, manifest)
     losses = expand_losses(spec.losses, spec.with_, file)
     seeds = list(range(spec.seeds)) if isinstance(spec.seeds, int) else spec.seeds
     models = _models(spec, file)
@@ -297,7 +304,7 @@ def _cell(
         view["size"] = [spec.quick.size] * dims if dims == 2 else [min(spec.quick.size, 16), *[spec.quick.size] * 2]
     limit = None if train["cases"] == "all" else int(train["cases"])
     tests = parts.test[: spec.quick.cases] if quick else parts.test
-    data = {
+    data: dict[str, Any] = {
         "manifest": manifest.name,
         "digest": manifest.digest(),
         "split": split,
@@ -308,6 +315,8 @@ def _cell(
         "view": {"slices" if dims == 2 else "patches": view},
         "labels": spec.labels,
     }
+    if manifest.spec.regions is not None:  # members in the order of the classes: their order changes nothing
+        data["regions"] = {n: [c for c in manifest.classes if c in m] for n, m in manifest.spec.regions.items()}
     choice, source = model
     return Cell(
         suite=spec.suite,
@@ -326,6 +335,8 @@ def _cell(
         quick=quick,
         timeout=spec.timeout,
         skip=_skip(loss, choice),
+        profiles=check_profiles(spec.profile),
+        engine=spec.engine,
     )
 
 
@@ -346,24 +357,25 @@ def _check_unique(cells: list[Cell], file: YamlFile) -> None:
             raise file.error((), f"two cells would both be called {cell.title}; put them into suites of their own.")
 
 
-def _check_metrics(spec: SuiteFile, file: YamlFile, losses: set[str]) -> None:
+def _check_dimensions(
+    spec: SuiteFile, file: YamlFile, entry: DataEntry, where: tuple[Any, ...], manifest: Manifest
+) -> None:
+    """Refuse what cannot be done with images, or with volumes."""
+    dims = manifest.spec.dimensions
+    if dims == 2 and (entry.slices is None or entry.slices.axis != 0):
+        key = "patches" if entry.slices is None else "slices"
+        raise file.error((*where, key), f"{manifest.name} is a 2D data set; give `slices: {{size: [h, w]}}`, axis 0.")
     for i, name in enumerate(spec.metrics):
-        if name not in METRICS:
+        if dims not in metric_of(name)[0].dims:
             raise file.error(
-                ("metrics", i), f"unknown metric{nearest(name, METRICS)} {name!r}; known: {', '.join(METRICS)}."
+                ("metrics", i), f"{name!r} is for 2D data sets, and {manifest.name} has volumes; leave it away."
             )
-    for i, name in enumerate(spec.rank.by):
-        if name not in spec.metrics:
-            raise file.error(
-                ("rank", "by", i), f"{name!r} is not among the suite's metrics ({', '.join(spec.metrics)})."
-            )
+
+
+def _check_baseline(spec: SuiteFile, file: YamlFile, losses: set[str]) -> None:
     if spec.rank.baseline is not None and spec.rank.baseline not in losses:
         known = ", ".join(sorted(losses))
         raise file.error(
             ("rank", "baseline"),
             f"{spec.rank.baseline!r} is not one of the suite's losses{nearest(spec.rank.baseline, losses)}: {known}.",
         )
-    if spec.select != "last":
-        name = spec.select.removeprefix("best:").removesuffix("@val")
-        if name not in spec.metrics or METRICS[name].unit_kind == "count":
-            raise file.error(("select",), f"{name!r} is not among the suite's metrics ({', '.join(spec.metrics)}).")

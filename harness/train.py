@@ -251,12 +251,12 @@ class Trainer:
         select, state = self.cell.train["select"], self.progress
         if select == "last":
             return
-        from harness.metrics import METRICS
+        from harness.metrics.table import metric_of
 
         name = select.removeprefix("best:").removesuffix("@val")
         if name not in values:
             return  # no class of any validation case was there, or predicted
-        value = values[name] if METRICS[name].higher_is_better else -values[name]
+        value = values[name] if metric_of(name)[0].higher_is_better else -values[name]
         if state.best_value is None or value > state.best_value:
             state.best_value = value
             state.best_weights = {k: v.detach().clone() for k, v in self.model.state_dict().items()}

@@ -27,13 +27,14 @@ from harness.cell import Cell, Place
 from harness.check.certificates import certificates_of
 from harness.data.batches import TrainSet
 from harness.data.layouts import reader_of
-from harness.data.manifest import Manifest, load_manifest
+from harness.data.manifest import Manifest, load_manifest, members_of
 from harness.data.prepare import Prepared, load_prepared, prepare
 from harness.errors import BenchError
 from harness.losses.build import build_loss
 from harness.losses.facts import label_facts
 from harness.losses.prepared import prepare_loss
-from harness.metrics import METRICS
+from harness.metrics.engines import check_engine
+from harness.metrics.table import PROFILES, SURFACE_METRICS, metric_of
 from harness.models.build import build_model, digest
 from harness.predict import predict_case
 from harness.records import CASE_COLUMNS, RETRIED, RunRecord, read_record, write_atomic, write_rows
@@ -129,6 +130,7 @@ def _run(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callable[
         return _record(cell, "skip", cell.skip)
     if digest_of(cell.loss) != cell.loss_digest or current_digest(cell.model_source.target) != cell.model_source.digest:
         raise BenchError("the source of the loss or of the model was edited after the run was planned; run it again")
+    check_engine(cell.engine)  # before an hour of training
     folder = cell.folder(place.out)
     manifest = load_manifest(cell.manifest_path, Path(cell.manifest_path).parent)
     device = torch.device(place.device)
@@ -233,16 +235,22 @@ def _validation(
     if not cell.data["val"]:
         return None
     held = cases.load(manifest, cell.data["val"], cell.data["view"])
-    wanted = [m for m in cell.metrics if METRICS[m].unit_kind != "count"]
+    wanted = [m for m in cell.metrics if metric_of(m)[0].unit_kind != "count"]
     if cell.train["select"] == "last":
-        wanted = [m for m in wanted if METRICS[m].unit_kind != "distance"]  # only watched: the cheap ones
+        wanted = [m for m in wanted if metric_of(m)[0].name not in SURFACE_METRICS]  # only watched: the cheap ones
+    profiles = [p for p in cell.profiles if any(p == _first_profile(cell, m) for m in wanted)] or cell.profiles[:1]
 
     def validate(model: torch.nn.Module) -> dict[str, float]:
-        rows = [row for case in held for row in _score(cell, case, manifest, model, device, wanted)[1]]
+        rows = [row for case in held for row in _score(cell, case, manifest, model, device, wanted, profiles)[1]]
         found = {name: mean_of(rows, name) for name in wanted}
         return {name: value for name, value in found.items() if value is not None}
 
     return validate
+
+
+def _first_profile(cell: Cell, metric: str) -> str | None:
+    """The profile that a metric is watched and selected under: the first that has it."""
+    return next((p for p in cell.profiles if metric_of(metric)[0].name in PROFILES[p].offers), None)
 
 
 def _score(
@@ -252,6 +260,7 @@ def _score(
     model: torch.nn.Module,
     device: torch.device,
     metrics: Sequence[str],
+    profiles: Sequence[str],
 ) -> tuple[Any, list[dict[str, Any]]]:
     prediction = predict_case(
         model,
@@ -271,7 +280,18 @@ def _score(
         "patient": manifest.patient_of(case.case),
         "case": case.case,
     }
-    return prediction, score_case(prediction, case, manifest.classes, metrics, about)
+    regions = cell.data.get("regions")
+    scored = score_case(
+        prediction,
+        case,
+        members_of(manifest.classes, regions) if regions else manifest.classes,
+        metrics,
+        about,
+        profiles=profiles,
+        engine=cell.engine,
+        dimensions=manifest.spec.dimensions,
+    )
+    return prediction, scored
 
 
 def _evaluate(cell: Cell, place: Place, cases: Cases, manifest: Manifest, model: torch.nn.Module) -> tuple[float, str]:
@@ -284,7 +304,7 @@ def _evaluate(cell: Cell, place: Place, cases: Cases, manifest: Manifest, model:
     tested: list[Any] = []
     for name in cell.data["test"]:
         (case,) = cases.load(manifest, [name], cell.data["view"])
-        prediction, scored = _score(cell, case, manifest, model, device, cell.metrics)
+        prediction, scored = _score(cell, case, manifest, model, device, cell.metrics, cell.profiles)
         tested.append(case.reference)
         rows += scored
         _write_mask(masks / f"{name}.nii.gz", prediction, case)

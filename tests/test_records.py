@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from harness.errors import BenchError
@@ -45,6 +46,11 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) ->
     with pytest.raises(OSError, match="No space"):
         write_atomic(path, half)
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_number_of_numpy_is_written_like_any_other(tmp_path: Path) -> None:
+    write_rows(tmp_path / "r.csv", ("a", "b"), [{"a": np.float64(0.1), "b": np.float64("nan")}])
+    assert (tmp_path / "r.csv").read_text() == "a,b\n0.1,\n"
 
 
 def test_csv_keeps_all_digits_and_leaves_the_absent_empty(tmp_path: Path) -> None:

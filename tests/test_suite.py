@@ -110,6 +110,75 @@ def test_ids_ignore_prose_and_order_and_move_with_what_decides_numbers(tmp_path:
     assert set(ids(quick=True).values()) & set(base.values()) == set()
 
 
+def test_profile_and_engine_are_another_evaluation_of_the_same_training(tmp_path: Path) -> None:
+    def first(extra: str = "", text: str = BASE) -> Cell:
+        return suite(tmp_path, text + extra).cells[0]
+
+    base = first()
+    assert (base.profiles, base.engine) == (("voxel-max",), "simpleitk")
+    for same in ("profile: voxel-max\n", "profile: [voxel-max]\n", "engine: simpleitk\n"):
+        assert first(same).eval_id == base.eval_id
+    others = [
+        first(e)
+        for e in ("profile: area\n", "profile: [voxel-max, area]\n", "profile: [area, voxel-max]\n", "engine: points\n")
+    ]
+    assert {c.train_id for c in others} == {base.train_id}
+    assert len({base.eval_id, *(c.eval_id for c in others)}) == 5
+    assert others[1].profiles == ("voxel-max", "area") and others[3].engine == "points"
+    described = others[1].described()
+    assert (described["profiles"], described["engine"]) == (["voxel-max", "area"], "simpleitk")
+
+
+def test_what_selects_the_epoch_decides_the_weights(tmp_path: Path) -> None:
+    text = (packed("data_manifests") / "phantom.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(text.replace("default:", "default:\n    val: [p16, p17]"))
+    chosen = BASE.replace("manifest: phantom", "manifest: mine.yaml") + "select: best:hd95@val\n"
+    one, two = (suite(tmp_path, chosen + e).cells[0] for e in ("", "profile: area\n"))
+    assert one.train["select"] == "best:hd95@val" and one.train_id != two.train_id
+
+
+def test_metrics_have_one_spelling_and_are_known_to_rank_and_select(tmp_path: Path) -> None:
+    text = (packed("data_manifests") / "phantom.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(text.replace("default:", "default:\n    val: [p16, p17]"))
+    asked = BASE.replace("by: [dice]", "by: [nsd@2.0, miou]").replace("manifest: phantom", "manifest: mine.yaml")
+    found = suite(tmp_path, asked + "metrics: [nsd@2.00, dice, miou, hd]\nselect: best:nsd@2.0@val\n")
+    assert found.spec.metrics == ["nsd@2", "dice", "miou", "hd"] and found.spec.rank.by == ["nsd@2", "miou"]
+    assert found.cells[0].metrics == ("nsd@2", "dice", "miou", "hd") and found.spec.select == "best:nsd@2@val"
+    assert suite(tmp_path, asked + "metrics: [miou, nsd@2]\nprofile: [transunet, area]\n").cells[0].profiles == (
+        "transunet",
+        "area",
+    )
+
+
+REGIONS = "regions: {organs: [liver, spleen], liver: [liver]}\n"
+
+
+def test_regions_are_another_evaluation_of_the_same_training(tmp_path: Path) -> None:
+    text = (packed("data_manifests") / "phantom.yaml").read_text()
+    chosen = BASE.replace("manifest: phantom", "manifest: mine.yaml")
+
+    def first(regions: str) -> Cell:
+        (tmp_path / "mine.yaml").write_text(text + regions)
+        return suite(tmp_path, chosen).cells[0]
+
+    bare = first("")
+    assert "regions" not in bare.data and bare.eval_id == suite(tmp_path).cells[0].eval_id
+    some, turned = first(REGIONS), first("regions: {liver: [liver], organs: [spleen, liver]}\n")
+    assert some.data["regions"] == {"organs": ["liver", "spleen"], "liver": ["liver"]}
+    assert some.train_id == bare.train_id and some.eval_id == turned.eval_id != bare.eval_id
+
+
+def test_a_2d_data_set_is_cut_into_its_own_images(tmp_path: Path) -> None:
+    text = (packed("data_manifests") / "phantom.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(text + "dimensions: 2\n")
+    flat = BASE.replace("manifest: phantom", "manifest: mine.yaml") + "metrics: [dice, boundary_iou@3]\n"
+    assert suite(tmp_path, flat).cells[0].metrics == ("dice", "boundary_iou@3")
+    assert suite(tmp_path, flat, quick=True).cells[0].metrics == ("dice",)  # the phantom is a volume
+    for wrong in ("patches: {size: [8, 8, 8]}", "slices: {size: [64, 64], axis: 1}"):
+        with pytest.raises(BenchError, match="is a 2D data set; give `slices"):
+            suite(tmp_path, flat.replace("slices: {size: [64, 64]}", wrong))
+
+
 def test_equal_numbers_have_equal_ids(tmp_path: Path) -> None:
     one, two = (
         suite(tmp_path, BASE.replace("[dice, ce]", f"[dice, focal: {{gamma: {g}}}]")).cells[2] for g in ("2", "2.0")
@@ -172,6 +241,18 @@ def test_seeds_never_depend_on_the_loss(tmp_path: Path) -> None:
         ("slices: {size: [64, 64]}", "slices: {size: [64, 64]}, patches: {size: [8, 8, 8]}", "give either `slices"),
         ("seeds: 2", "with: {varied: 0.5, ce: 0.5, except: [dicee]}", "with.except[0]: 'dicee' is not one of the losses (did you mean 'dice'?)"),
         ("sgd: {lr: 1e-2}", "sgd: {lr: 1e-2, nesterov: true}", "nesterov needs a momentum"),
+        ("seeds: 2", "seeds: 2\nmetrics: [dice, nsd]", "toy.yaml:6: metrics[1]: metric 'nsd' needs a tolerance"),
+        ("seeds: 2", "seeds: 2\nmetrics: [dice, hd95@2]", "toy.yaml:6: metrics[1]: metric 'hd95@2': hd95 takes no parameter"),
+        ("seeds: 2", "seeds: 2\nmetrics: [dice, nsd@2, nsd@2.0]", "toy.yaml:6: metrics[2]: the metric 'nsd@2' stands here a second time"),
+        ("seeds: 2", "seeds: 2\nmetrics: [dice, boundary_iou]", "toy.yaml:6: metrics[1]: 'boundary_iou' is for 2D data sets, and phantom has volumes"),
+        ("seeds: 2", "seeds: 2\nmetrics: [dice, assd]\nprofile: transunet", "toy.yaml:6: metrics[1]: metric 'assd' is in none of the profiles asked for"),
+        ("seeds: 2", "seeds: 2\nprofile: voxel-mox", "toy.yaml:6: profile: unknown profile (did you mean 'voxel-max'?) 'voxel-mox'"),
+        ("seeds: 2", "seeds: 2\nprofile: [area, aria]", "toy.yaml:6: profile[1]: unknown profile (did you mean 'area'?)"),
+        ("seeds: 2", "seeds: 2\nprofile: [area, area]", "toy.yaml:6: profile[1]: the profile 'area' stands here a second time"),
+        ("seeds: 2", "seeds: 2\nprofile: []", "toy.yaml:6: profile: the list is empty"),
+        ("seeds: 2", "seeds: 2\nengine: point", "toy.yaml:6: engine: unknown engine (did you mean 'points'?) 'point'"),
+        ("seeds: 2", "seeds: 2\nmetrics: [dice, tp]\nselect: best:tp@val", "toy.yaml:7: select: 'tp' is a count of voxels"),
+        ("seeds: 2", "seeds: 2\nselect: best:nsd@2@val", "toy.yaml:6: select: 'nsd@2' is not among the suite's metrics"),
         ("suite: toy", "suite: ..", "toy.yaml:1: suite"),
         ("suite: toy", "suite: toy: [", "toy.yaml:1: not valid YAML"),
     ],

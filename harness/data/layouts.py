@@ -29,7 +29,7 @@ class Volume:
     """One case on its original grid.
 
     Attributes:
-        image: (C, z, y, x) float32, in the units of the file.
+        image: (C, z, y, x) float32, in the units of the file; an image of a 2D data set is one slice.
         label: (z, y, x) uint8; 0 background, 1..K classes in the manifest's order, 255 ignored.
         spacing: (z, y, x) in millimetres, or None where the layout stores none.
         origin: Physical position of the first voxel, SimpleITK's order.
@@ -118,7 +118,8 @@ class Files:
                 raise manifest.file.error(
                     ("layout", "files"), f"{pattern!r} must contain {{case}} and no other braces."
                 )
-        if len(self._images) != len(manifest.spec.modalities):
+        colours = manifest.spec.dimensions == 2  # one photograph has several channels: counted when it is read
+        if len(self._images) != len(manifest.spec.modalities) and not colours:
             raise manifest.file.error(
                 ("layout",), f"{len(self._images)} image patterns, {len(manifest.spec.modalities)} modalities."
             )
@@ -190,11 +191,20 @@ def _file_digest(path: Path) -> bytes:
 def _assemble(manifest: Manifest, images: list[Path], label: Path) -> Volume:
     import SimpleITK as sitk
 
-    read = [_image(path) for path in images]
-    truth = _image(label)
+    planar = manifest.spec.dimensions == 2
+    read = [_slice(_image(path), path) if planar else _image(path) for path in images]
+    truth = _slice(_image(label), label) if planar else _image(label)
+    if truth.GetNumberOfComponentsPerPixel() > 1:
+        raise BenchError(f"{label}: {truth.GetNumberOfComponentsPerPixel()} colours, expected one label a voxel.")
     channels: list[NDArray[np.float32]] = []
     for path, image in zip(images, read, strict=True):
+        if image.GetDimension() == 2:
+            raise BenchError(
+                f"{path}: an image of 2 dimensions, expected a volume of 3; a 2D data set says `dimensions: 2`."
+            )
         array = sitk.GetArrayFromImage(image).astype(np.float32)
+        if image.GetNumberOfComponentsPerPixel() > 1:
+            array = np.moveaxis(array, -1, 0)  # colours are channels
         parts = list(array) if array.ndim == 4 else [array]  # the Decathlon keeps modalities on a fourth axis
         for part in parts:
             if part.ndim != 3:
@@ -211,8 +221,9 @@ def _assemble(manifest: Manifest, images: list[Path], label: Path) -> Volume:
         raise BenchError(
             f"{images[0]}: {len(channels)} channels, the manifest names {len(manifest.spec.modalities)} modalities."
         )
-    for path, image in zip(images, read, strict=True):
-        _same_grid(path, image, label, truth)
+    if not (planar and manifest.spec.spacing == "unknown"):  # a photograph's header states a density for printing
+        for path, image in zip(images, read, strict=True):
+            _same_grid(path, image, label, truth)
     spacing = truth.GetSpacing()[::-1]
     return Volume(
         np.stack(channels),
@@ -221,6 +232,20 @@ def _assemble(manifest: Manifest, images: list[Path], label: Path) -> Volume:
         truth.GetOrigin(),
         truth.GetDirection(),
     )
+
+
+def _slice(image: Any, path: Path) -> Any:
+    """An image of a 2D data set as a volume of one slice, the form that everything here has."""
+    import SimpleITK as sitk
+
+    if image.GetDimension() == 2:
+        return sitk.JoinSeries(image)
+    if image.GetDimension() != 3 or image.GetDepth() != 1:
+        raise BenchError(
+            f"{path}: {_x(image.GetSize()[::-1])} voxels, expected one image of two dimensions; "
+            "the manifest says `dimensions: 2`."
+        )
+    return image
 
 
 def _image(path: Path) -> Any:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import random
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -76,6 +77,8 @@ class ManifestFile(Strict):
     labels: dict[str, int]
     drop: list[int] = Field(default_factory=list)
     ignore: int | None = None
+    regions: dict[str, list[str]] | None = None  # what is measured instead of the classes: unions of them
+    dimensions: Literal[2, 3] = 3  # 2: a case is one image, and distances are in its plane
     spacing: Literal["header", "unknown"] = "header"
     intensity: Intensity
     cases: list[str] = Field(min_length=1)
@@ -147,15 +150,25 @@ class Manifest:
         return {name: i for i, name in enumerate(self.spec.labels, start=1)}
 
     @property
+    def measured(self) -> dict[str, tuple[int, ...]]:
+        """Name to indices of what is measured: the regions where there are some, else each class."""
+        return members_of(self.classes, self.spec.regions)
+
+    @property
     def layout(self) -> tuple[str, dict[str, Any]]:
         """Name and options of the layout."""
         return next(iter(self.spec.layout.items()))
 
     def digest(self) -> str:
-        """Of everything that changes numbers: prose such as licence and title is left out, splits enter by cell."""
+        """Of everything that changes arrays: prose such as licence and title is left out.
+
+        Splits and regions enter by cell: other regions are another evaluation of the same training.
+        """
         kept = self.spec.model_dump(
-            mode="json", exclude={"title", "licence", "attribution", "obtain", "figures", "splits"}
+            mode="json", exclude={"title", "licence", "attribution", "obtain", "figures", "splits", "regions"}
         )
+        if self.spec.dimensions == 3:
+            del kept["dimensions"]  # ids of volumes were made before there was this field
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
     def patient_of(self, case: str) -> str:
@@ -226,6 +239,13 @@ class Manifest:
             raise self.file.error(("splits", split), "no cases are left for training or for testing.")
 
 
+def members_of(classes: Mapping[str, int], regions: Mapping[str, Sequence[str]] | None) -> dict[str, tuple[int, ...]]:
+    """The indices of each region, or of each class where there are no regions."""
+    if regions is None:
+        return {name: (index,) for name, index in classes.items()}
+    return {region: tuple(classes[name] for name in names) for region, names in regions.items()}
+
+
 def load_manifest(name: str, base: Path) -> Manifest:
     """Find and validate a manifest.
 
@@ -251,10 +271,34 @@ def load_manifest(name: str, base: Path) -> Manifest:
             )
     file = read_yaml(path)
     spec = file.parse(ManifestFile)
+    _check_regions(spec, file)
     manifest = Manifest(path, spec, file)
     for split, chosen in spec.splits.items():
         manifest.parts(split, 0 if chosen.folds else None)
     return manifest
+
+
+def _check_regions(spec: ManifestFile, file: YamlFile) -> None:
+    if spec.regions is None:
+        return
+    if not spec.regions:
+        raise file.error(("regions",), "no region is given; name at least one, or leave `regions` away.")
+    owner: dict[frozenset[str], str] = {}
+    for region, members in spec.regions.items():
+        where = ("regions", region)
+        if not members:
+            raise file.error(where, "the list is empty; name the classes whose union the region is.")
+        for i, name in enumerate(members):
+            if name not in spec.labels:
+                known = ", ".join(spec.labels)
+                raise file.error((*where, i), f"{name!r} is no class{nearest(name, spec.labels)}; classes: {known}.")
+            if name in members[:i]:
+                raise file.error((*where, i), f"class {name!r} stands here twice.")
+        if region in spec.labels and members != [region]:
+            raise file.error(where, f"{region!r} is the name of a class that the region is not; give it another name.")
+        twin = owner.setdefault(frozenset(members), region)
+        if twin != region:
+            raise file.error(where, f"the same classes as region {twin!r}; keep one of the two.")
 
 
 def packed(folder: str) -> Path:

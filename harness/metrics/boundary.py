@@ -58,7 +58,7 @@ def boundary_iou(pred: BoolArray, ref: BoolArray, d: float | None = None) -> flo
     width = band_width(pred.shape, d)
     pred_band, ref_band = _band(pred, width), _band(ref, width)
     union = np.count_nonzero(pred_band | ref_band)
-    return np.count_nonzero(pred_band & ref_band) / union if union else None
+    return float(np.count_nonzero(pred_band & ref_band) / union) if union else None
 
 
 def _band(mask: BoolArray, d: int) -> BoolArray:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from harness.metrics.surface import Cloud, Distances, Grid
 
 BoolArray = NDArray[np.bool_]
-FloatArray = NDArray[np.float64]
 Box = tuple[slice, ...]
 
 

@@ -1,7 +1,7 @@
-"""What an empty mask counts in a mean, and the IoU of a whole data set: the one home of both rules. Imports nothing heavy.
+"""What an empty mask counts in a mean, and the IoU of a whole data set: the one home of both rules.
 
 Rows of a case are raw: a value where there is one, the worst value, and the status of the two masks. Whatever takes a
-mean over rows (the report, validation, `bench score`) asks here what a row counts.
+mean over rows (the report, validation, `bench score`) asks here what a row counts. Imports nothing heavy.
 """
 
 from __future__ import annotations

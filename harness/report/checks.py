@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import pandas as pd
 
+from harness.metrics.policy import applies
+from harness.metrics.table import METRICS, PROFILES, metric_of
 from harness.report.frames import FAILED, NO_FOLD, Frames
 from harness.report.tables import COUNT_UNIT, known_mean, triples
 
-EMPTY_POLICY = (
-    "One of the two masks empty: DSC 0 and the image diagonal as distance. Both empty: not applicable, left out of the "
-    "mean and counted here."
-)
 _WORDS = {"init": "initial weights", "batches": "first batches"}
 
 
@@ -85,6 +83,7 @@ class Empties:
     missed: int
     invented: int
     not_applicable: int
+    lacking: tuple[int, ...] = ()  # of each metric of `partial`: one mask empty, and no meaning without it
 
     @property
     def n_empty(self) -> int:
@@ -92,20 +91,56 @@ class Empties:
         return self.missed + self.invented
 
 
+def empty_policy(frames: Frames) -> str:
+    """How empty masks enter the means, in sentences, as far as the measured metrics and profiles ask for it."""
+    names = list(dict.fromkeys(frames.cases["metric"]))
+    kinds = {metric_of(n)[0].name for n in names}
+    profiles = list(dict.fromkeys(frames.cases["profile"]))
+    own = [p for p in profiles if p in PROFILES and PROFILES[p].own_empties]
+    zero = list(dict.fromkeys(metric_of(n)[0].title for n in names if metric_of(n)[0].name in _ZERO)) or ["DSC"]
+    costs = [f"{_and(zero)} 0"]
+    if "specificity" in kinds:
+        costs.append("specificity as measured")
+    if "volume_difference" in kinds:
+        costs.append("the whole volume of the other as volume difference")
+    text = f"One of the two masks empty: {', '.join(costs)} and the image diagonal as distance. "
+    text += "Both empty: not applicable, left out of the mean and counted here."
+    for name in partial(frames):
+        what = "reference" if "ref_empty" in METRICS[name].not_applicable else "prediction"
+        text += f" {METRICS[name].title} has no meaning without a {what}: not applicable there, too."
+    if own:
+        text += f" The numbers of {_and(own)} are what that code gives, for empty masks too, and stay as they are."
+    return text
+
+
+_ZERO = ("dice", "iou", "nsd", "boundary_iou", "sensitivity", "precision")
+
+
+def partial(frames: Frames) -> list[str]:
+    """The measured metrics that one empty mask can make not applicable."""
+    return [n for n in dict.fromkeys(frames.cases["metric"]) if len(metric_of(n)[0].not_applicable) > 1]
+
+
 def empties(frames: Frames) -> list[Empties]:
     """Count the masks behind the means, once per case and class (on the first metric of the data set)."""
     rows = []
+    names = partial(frames)
     for (group, model, loss), _ in triples(frames):
         cases = frames.cases
         own = cases[(cases["group"] == group) & (cases["model"] == model) & (cases["loss"] == loss)]
-        own = own[own["unit"] != COUNT_UNIT]
+        lacking = []
+        for name in names:
+            rest = own[(own["metric"] == name) & (own["status"] != "both_empty")]
+            pairs = zip(rest["profile"], rest["status"], strict=True)
+            lacking.append(sum(not applies(name, profile, status) for profile, status in pairs))
+        own = own[own["unit"] != COUNT_UNIT] if (own["unit"] != COUNT_UNIT).any() else own
         if own.empty:
             continue
         one = own.drop_duplicates(["fold", "seed", "patient", "case", "class"])
         counts: Mapping[str, int] = {str(k): int(v) for k, v in one["status"].value_counts().items()}
         absent = counts.get("both_empty", 0)
         missed, invented = counts.get("pred_empty", 0), counts.get("ref_empty", 0)
-        rows.append(Empties(group, model, loss, len(one) - absent, missed, invented, absent))
+        rows.append(Empties(group, model, loss, len(one) - absent, missed, invented, absent, tuple(lacking)))
     return rows
 
 
@@ -144,3 +179,7 @@ def costs(frames: Frames) -> list[Cost]:
 def shown_fold(fold: int) -> str:
     """A fold in tables; empty where the split has none."""
     return "" if fold == NO_FOLD else str(fold)
+
+
+def _and(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

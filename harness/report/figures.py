@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
+from harness.metrics.table import PROFILES
 from harness.report.frames import Frames, by_group
 from harness.report.palette import GRID, INK, THEMED, style_of
 from harness.report.tables import apply_policy
@@ -212,6 +213,7 @@ def dice_distribution(frames: Frames, group: str, model: str, folder: Path, name
     """Dice per patient, mean over runs: one panel per class, one row of points with a box per loss."""
     cases = frames.cases
     own = cases[(cases["group"] == group) & (cases["model"] == model) & (cases["metric"] == "dice")]
+    own = own[own["profile"] == own["profile"].iloc[0]] if len(own) else own  # of several profiles the first
     if own.empty:
         return None
     scored = apply_policy(own)
@@ -243,6 +245,9 @@ def dice_distribution(frames: Frames, group: str, model: str, folder: Path, name
         if len(points) <= MAX_POINTS
         else "Box: quartiles over patients (mean over runs), line: median; too many patients to draw each. "
     )
+    profile = str(own["profile"].iloc[0])
+    if profile in PROFILES and PROFILES[profile].own_empties:
+        return Picture(name, svg, title, caption + f"Empty masks count as in {profile}.")
     return Picture(name, svg, title, caption + "Misses count as 0; patients without the class are left out.")
 
 

@@ -37,11 +37,12 @@ class Frames:
 
     Attributes:
         cells: One row per planned cell; `CELL_COLUMNS`, `group`, and `command` where it was given.
-        cases: Rows of the measured cells only; `CASE_COLUMNS` and `group`.
+        cases: Rows of the measured cells only; `CASE_COLUMNS`, `group`, and `length`, the unit of a metric's tolerance.
         curves: `CURVE_COLUMNS`, `group`, `status` of the cell, and the columns of the loss's terms.
         groups: Data sets in planned order; with several splits of one data set, `name (split)`.
         models: Models in planned order.
         losses: Losses in planned order.
+        pooled: Metrics that are made from the counts of all cases of a run, as far as they were asked for.
     """
 
     cells: pd.DataFrame
@@ -50,10 +51,24 @@ class Frames:
     groups: list[str]
     models: list[str]
     losses: list[str]
+    pooled: tuple[str, ...] = ()
 
 
-def prepare(cells: pd.DataFrame, cases: pd.DataFrame, curves: pd.DataFrame) -> Frames:
+def prepare(
+    cells: pd.DataFrame,
+    cases: pd.DataFrame,
+    curves: pd.DataFrame,
+    pooled: Sequence[str] = (),
+    voxels: Sequence[str] = (),
+) -> Frames:
     """Check the frames and bring them to one form.
+
+    Args:
+        cells: One row per planned cell.
+        cases: Rows of all cases.csv.
+        curves: One row per training and epoch.
+        pooled: Metrics of the scope `dataset` that were asked for.
+        voxels: Data sets whose distances are in voxels, because no spacing is known.
 
     Rows of cases whose cell is not `ok` are left out. A cell that says `ok` and has no rows becomes an `error`.
 
@@ -77,13 +92,16 @@ def prepare(cells: pd.DataFrame, cases: pd.DataFrame, curves: pd.DataFrame) -> F
     if len(stray):
         raise BenchError(f"cases: {describe(stray.iloc[0])} is not among the planned cells; give its row in cells too.")
     cases = cases[cases["cell_status"] == "ok"].drop(columns="cell_status").reset_index(drop=True)
+    length = cases["dataset"].map(lambda d: "voxel" if d in voxels else "mm")
+    cases["length"] = length.where(cases["metric"].str.startswith("nsd@"), "").astype(object)
 
     measured = pd.MultiIndex.from_frame(cases[CELL_KEY].drop_duplicates())
     empty = (cells["status"] == "ok") & ~pd.MultiIndex.from_frame(cells[CELL_KEY]).isin(measured)
     cells.loc[empty, "status"] = "error"
     cells.loc[empty, "message"] = "The record says ok, but holds no measured cases."
     curves = _with_cells(curves, cells)
-    return Frames(cells, cases, curves, *(list(dict.fromkeys(cells[c])) for c in ("group", "model", "loss")))
+    groups, models, losses = (list(dict.fromkeys(cells[c])) for c in ("group", "model", "loss"))
+    return Frames(cells, cases, curves, groups, models, losses, tuple(pooled))
 
 
 def describe(row: pd.Series) -> str:

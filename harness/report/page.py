@@ -11,6 +11,7 @@ from typing import Any, cast
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from harness.metrics.table import METRICS
 from harness.report import checks
 from harness.report.figures import Picture
 from harness.report.frames import FAILED, Frames, by_group
@@ -101,6 +102,7 @@ def render(
         counts=key_numbers(frames),
         fairness_line=fairness_line(pairs),
         no_verdict=NO_VERDICT,
+        pooled=[METRICS[n].title for n in frames.pooled],
         one_seed=frames.cells["seed"].nunique() < 2,
         boards=[board_view(frames, g) for g in frames.groups],
         middle=middle,
@@ -108,7 +110,8 @@ def render(
         waiting=waiting_rows(frames),
         pairs=pairs,
         empties=checks.empties(frames),
-        policy=checks.EMPTY_POLICY,
+        partial=[METRICS[n].title for n in checks.partial(frames)],
+        policy=checks.empty_policy(frames),
         costs=checks.costs(frames),
         cells=cell_rows(frames),
         n_cells=len(frames.cells),
@@ -178,11 +181,11 @@ def fairness_line(pairs: Sequence[checks.Pairing]) -> tuple[str, bool]:
 def board_view(frames: Frames, group: str) -> dict[str, Any]:
     """The leaderboard of one data set: losses of a model ordered by the mean of the first measure, without ranks."""
     cases = frames.cases[frames.cases["group"] == group]
-    found = measures(cases)
+    found = measures(cases, frames.pooled)
     board = leaderboard(frames)
     records = cast(list[dict[str, Any]], board[board["dataset"] == group].to_dict("records"))
     extra = {(r["model"], r["loss"]): r for r in records}
-    means = run_means(cases)
+    means = run_means(cases, frames.pooled)
     rows = []
     for (name, model, loss), _ in triples(frames):
         if name != group:
@@ -190,14 +193,13 @@ def board_view(frames: Frames, group: str) -> dict[str, Any]:
         own = means[(means["model"] == model) & (means["loss"] == loss)]
         rows.append(extra[model, loss] | {"spreads": [spread(of_measure(own, m)) for m in found]})
     if found:
-        sign = 1 if found[0].is_distance else -1
+        sign = 1 if found[0].lower_is_better else -1
         rows.sort(key=lambda r: math.inf if math.isnan(r["spreads"][0].mean) else sign * r["spreads"][0].mean)
         _add_strips(rows, found[0])
-    shared = [m for m in found if len([x for x in found if x.metric == m.metric]) > 1]
     return {
         "group": group,
         "blocks": {m: [r for r in rows if r["model"] == m] for m in by_group(frames, group, frames.cells)},
-        "measures": [{"name": _head(m, shared), "measure": m} for m in found],
+        "measures": [{"name": m.heading, "profile": m.shown_profile(found), "measure": m} for m in found],
         "axis": _axis(rows, found),
         "patients": cases["patient"].nunique(),
     }
@@ -205,19 +207,23 @@ def board_view(frames: Frames, group: str) -> dict[str, Any]:
 
 def survey_view(table: SurveyTable) -> dict[str, Any]:
     """The survey's table with its two rows of headings."""
+    found = list(dict.fromkeys(c.measure for c in table.columns))
     heads = [
-        {"name": f"{m.name} ({m.shown_unit})", "profile": m.profile, "span": len(list(cs)), "lower": m.is_distance}
+        {
+            "name": m.heading,
+            "profile": m.shown_profile(found),
+            "span": len(list(cs)),
+            "lower": m.lower_is_better,
+        }
         for m, cs in groupby(table.columns, key=lambda c: c.measure)
     ]
-    found = {c.measure for c in table.columns}
-    if len({(m.metric, m.profile) for m in found}) > len({m.metric for m in found}):
-        heads = [h | {"name": f"{h['name']}, {h['profile']}"} for h in heads]
     starts = {sum(int(h["span"]) for h in heads[:i]) for i in range(len(heads))}
     names = ["mean" if c.name == "average" else c.name.replace("_", " ") for c in table.columns]
     return {
         "group": table.group,
         "heads": heads,
         "names": names,
+        "decimals": [c.measure.decimals for c in table.columns],
         "rows": table.rows,
         "runs": table.runs,
         "starts": starts,
@@ -268,11 +274,6 @@ def _figures(pictures: Sequence[Picture], left: int) -> tuple[list[dict[str, Any
     return out, left
 
 
-def _head(measure: Measure, shared: Sequence[Measure]) -> str:
-    profiles = {m.profile for m in shared if m.metric == measure.metric}
-    return f"{measure.name} ({measure.shown_unit})" + (f", {measure.profile}" if len(profiles) > 1 else "")
-
-
 def _axis(rows: Sequence[dict[str, Any]], found: Sequence[Measure]) -> tuple[float, float] | None:
     values = [v for r in rows for v in r["spreads"][0].runs] if found else []
     return (min(values) * found[0].scale, max(values) * found[0].scale) if values else None
@@ -298,7 +299,7 @@ def _strip(s: Spread, measure: Measure, limits: tuple[float, float]) -> dict[str
         "width": f"{width:.0f}",
         "dots": [place(v) for v in s.runs],
         "mean": place(s.mean),
-        "label": "single runs: " + ", ".join(number(v * measure.scale) for v in s.runs),
+        "label": "single runs: " + ", ".join(number(v * measure.scale, measure.decimals) for v in s.runs),
     }
 
 

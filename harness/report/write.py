@@ -30,6 +30,8 @@ def write_report(
     layout: Sequence[str] = ("survey_table", "curves"),
     about: Mapping[str, Any] | None = None,
     panels: Sequence[Panel] = (),
+    pooled: Sequence[str] = (),
+    voxels: Sequence[str] = (),
 ) -> Path:
     """Write `index.html`, the numbers as CSV (leaderboard, cells, cases, curves), `tables/` and `figures/`.
 
@@ -45,6 +47,8 @@ def write_report(
         about: Provenance: `suite` (text), `commands`, `data` (mappings with name, attribution, licence, source),
             `environment` (mappings), `notes`, `learning_rates` (sentences), `generated`; other keys are shown as text.
         panels: Qualitative slices.
+        pooled: Metrics that are made from the counts of all cases of a run, such as miou.
+        voxels: Data sets whose distances are in voxels, because no spacing is known.
 
     Returns:
         The path of `index.html`.
@@ -57,7 +61,7 @@ def write_report(
         raise BenchError(f"report.layout: {unknown[0]!r} is unknown; expected names out of {', '.join(LAYOUTS)}.")
     if cells.empty:
         raise BenchError("report: no planned cells; a report needs at least one row in `cells`.")
-    frames = prepare(cells, cases, curves)
+    frames = prepare(cells, cases, curves, pooled, voxels)
     out.mkdir(parents=True, exist_ok=True)
     _clear(out)
     sections = {
@@ -115,7 +119,7 @@ def _clear(out: Path) -> None:
 
 def _raw(frame: pd.DataFrame) -> pd.DataFrame:
     """As in the records: an empty field where there is no fold, and no column of our own but the score."""
-    raw = frame.drop(columns="group")
+    raw = frame.drop(columns=["group", "length"], errors="ignore")
     raw["fold"] = raw["fold"].map(lambda f: "" if f == NO_FOLD else str(int(f)))
     return raw
 

@@ -141,3 +141,73 @@ def test_a_description_with_other_labels_is_refused(tmp_path: Path) -> None:
     (folder / "dataset.json").write_text(json.dumps({"labels": {"0": "background", "4": "new"}}))
     with pytest.raises(BenchError, match="label value 4 is not in the manifest"):
         reader.missing(["c1"])
+
+
+FLAT = """\
+name: flat
+title: Flat
+licence: none
+attribution: nobody
+obtain: Ask the author.
+layout: {files: {image: "img/{case}.png", label: "lab/{case}.png"}}
+modalities: [R, G, B]
+labels: {spot: 1}
+dimensions: 2
+spacing: unknown
+intensity: {zscore: volume}
+cases: [c1, c2]
+splits: {s: {test: [c2]}}
+"""
+
+
+def make_flat(tmp_path: Path, manifest: str = FLAT):
+    """Two colour photographs of 6×8 pixels with a spot."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "data"
+    for case in ("c1", "c2"):
+        label = np.zeros((6, 8), np.uint8)
+        label[2:4, 3:7] = 1
+        image = sitk.GetImageFromArray(rng.integers(0, 255, (6, 8, 3)).astype(np.uint8), isVector=True)
+        for folder, made in (("img", image), ("lab", sitk.GetImageFromArray(label))):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            sitk.WriteImage(made, str(root / folder / f"{case}.png"))
+    (tmp_path / "flat.yaml").write_text(manifest)
+    found = load_manifest("flat.yaml", tmp_path)
+    return found, reader_of(found, root), root
+
+
+def test_an_image_of_a_2d_data_set_is_one_slice_and_its_colours_are_channels(tmp_path: Path) -> None:
+    _, reader, root = make_flat(tmp_path)
+    volume = reader.read("c1")
+    assert volume.image.shape == (3, 1, 6, 8) and volume.label.shape == (1, 6, 8) and volume.spacing is None
+    pixels = sitk.GetArrayFromImage(sitk.ReadImage(str(root / "img/c1.png")))
+    assert np.array_equal(volume.image[1, 0], pixels[..., 1]) and volume.label.sum() == 8
+
+
+def test_a_2d_image_with_its_spacing_and_a_volume_of_one_slice(tmp_path: Path) -> None:
+    text = FLAT.replace(".png", ".nii.gz").replace("[R, G, B]", "[CT]").replace("spacing: unknown\n", "")
+    _, reader, root = make_flat(tmp_path, text)
+    label = np.zeros((6, 8), np.uint8)
+    label[2:4, 3:7] = 1
+    _write(root / "img/c1.nii.gz", label.astype(np.float32), (0.5, 2.0))
+    _write(root / "lab/c1.nii.gz", label, (0.5, 2.0))
+    assert reader.read("c1").spacing == (1.0, 2.0, 0.5)  # one slice has no thickness; nothing is measured along it
+    _write(root / "img/c2.nii.gz", label[None].astype(np.float32), (0.5, 2.0, 3.0))
+    _write(root / "lab/c2.nii.gz", label[None], (0.5, 2.0, 3.0))
+    assert reader.read("c2").spacing == (3.0, 2.0, 0.5)
+    _write(root / "img/c2.nii.gz", np.zeros((4, 6, 8), np.float32), (0.5, 2.0, 3.0))
+    with pytest.raises(BenchError, match=r"img/c2.nii.gz: 4×6×8 voxels, expected one image of two dimensions"):
+        reader.read("c2")
+
+
+def test_an_image_where_the_manifest_says_volume(tmp_path: Path) -> None:
+    _, reader, _ = make_flat(tmp_path, FLAT.replace("dimensions: 2\n", "").replace("[R, G, B]", "[CT]"))
+    with pytest.raises(BenchError, match=r"an image of 2 dimensions, expected a volume of 3; .*`dimensions: 2`"):
+        reader.read("c1")
+
+
+def test_a_label_in_colours_is_refused(tmp_path: Path) -> None:
+    _, reader, root = make_flat(tmp_path)
+    (root / "lab/c1.png").write_bytes((root / "img/c1.png").read_bytes())
+    with pytest.raises(BenchError, match=r"lab/c1.png: 3 colours, expected one label a voxel"):
+        reader.read("c1")

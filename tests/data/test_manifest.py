@@ -69,6 +69,21 @@ def test_folds_keep_patients_whole_and_cover_every_case_once(tmp_path: Path) -> 
         ("test: [p2_x]", "test: [p2_x, p2_x]", "case 'p2_x' stands here twice"),
         ("name: toy", "name: toy\nname: toy", "stands here a second time"),
         ("cases: [", "cases: [[", "not valid YAML"),
+        ("intensity:", "regions: {R: [a, c]}\nintensity:", "toy.yaml:9: regions.R[1]: 'c' is no class; classes: a, b."),
+        ("intensity:", "regions: {R: []}\nintensity:", "toy.yaml:9: regions.R: the list is empty"),
+        ("intensity:", "regions: {}\nintensity:", "toy.yaml:9: regions: no region is given"),
+        ("intensity:", "regions: {R: [a, a]}\nintensity:", "regions.R[1]: class 'a' stands here twice"),
+        (
+            "intensity:",
+            "regions: {R: [a, b], S: [b, a]}\nintensity:",
+            "regions.S: the same classes as region 'R'",
+        ),
+        (
+            "intensity:",
+            "regions: {a: [b]}\nintensity:",
+            "regions.a: 'a' is the name of a class that the region is not",
+        ),
+        ("intensity:", "dimensions: 4\nintensity:", "toy.yaml:9: dimensions"),
     ],
 )
 def test_mistakes(tmp_path: Path, old: str, new: str, words: str) -> None:
@@ -83,6 +98,16 @@ def test_prose_does_not_change_the_digest_and_labels_do(tmp_path: Path) -> None:
     assert _load(tmp_path, TEXT.replace("licence: none", "licence: some")).digest() == digest
     assert _load(tmp_path, TEXT.replace("held:", "other:")).digest() == digest
     assert _load(tmp_path, TEXT.replace("a: 3", "a: 4")).digest() != digest
+
+
+def test_regions_are_what_is_measured_and_change_no_array(tmp_path: Path) -> None:
+    bare = _load(tmp_path, TEXT)
+    assert bare.measured == {"a": (1,), "b": (2,)}
+    some = _load(tmp_path, TEXT + "regions: {whole: [b, a], b: [b]}\n")
+    assert some.measured == {"whole": (2, 1), "b": (2,)} and some.classes == bare.classes
+    assert some.digest() == bare.digest()
+    assert _load(tmp_path, TEXT + "dimensions: 3\n").digest() == bare.digest()
+    assert _load(tmp_path, TEXT + "dimensions: 2\n").digest() != bare.digest()
 
 
 @pytest.mark.parametrize("path", sorted(packed("data_manifests").glob("*.yaml")), ids=lambda p: p.stem)

@@ -7,17 +7,19 @@ nothing shared with `harness.metrics`. A metric that does not exist is left out 
 from __future__ import annotations
 
 import itertools
+from functools import lru_cache
 from math import hypot
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
+from shapes import Mask, Pair
 from surface_distance import lookup_tables
 
-from shapes import Mask, Pair
-
 Values = dict[str, float]
+Numbers = NDArray[np.float64]
+Points = NDArray[np.intp]
 
 
 def confusion(pred: Mask, ref: Mask) -> tuple[int, int, int, int]:
@@ -42,7 +44,7 @@ def overlap(pair: Pair) -> Values:
     return values | {"tp": tp, "fp": fp, "fn": fn, "tn": tn}
 
 
-def surface_voxels(mask: Mask) -> NDArray[np.intp]:
+def surface_voxels(mask: Mask) -> Points:
     """Indices of the voxels with a face neighbour outside of the mask; outside of the array is outside."""
     found = []
     for index in map(tuple, np.argwhere(mask)):
@@ -55,13 +57,14 @@ def surface_voxels(mask: Mask) -> NDArray[np.intp]:
     return np.array(found)
 
 
-def nearest(a: NDArray[np.generic], b: NDArray[np.generic], spacing: tuple[float, ...]) -> tuple[NDArray[np.float64], ...]:
+def nearest(a: Points, b: Points, spacing: tuple[float, ...]) -> tuple[Numbers, ...]:
     """From every point of `a` to the nearest of `b`, and from every point of `b` to the nearest of `a`."""
     pairs = cdist(a * np.array(spacing), b * np.array(spacing))
     return pairs.min(1), pairs.min(0)
 
 
-def voxel_distances(pair: Pair) -> tuple[NDArray[np.float64], ...]:
+@lru_cache(maxsize=256)
+def voxel_distances(pair: Pair) -> tuple[Numbers, ...]:
     return nearest(surface_voxels(pair.pred), surface_voxels(pair.ref), pair.spacing)
 
 
@@ -81,7 +84,7 @@ def voxel_metrics(pair: Pair, profile: str, tolerances: tuple[float, ...] = ()) 
     }
 
 
-def surface_elements(mask: Mask, spacing: tuple[float, ...]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+def surface_elements(mask: Mask, spacing: tuple[float, ...]) -> tuple[Points, Numbers]:
     """Corners where a block of 2 voxels a side is neither full nor empty, and the area of the surface in the block."""
     if mask.ndim == 3:
         areas = lookup_tables.create_table_neighbour_code_to_surface_area(spacing)
@@ -89,28 +92,31 @@ def surface_elements(mask: Mask, spacing: tuple[float, ...]) -> tuple[NDArray[np
     else:
         areas = lookup_tables.create_table_neighbour_code_to_contour_length(spacing)
         weights = lookup_tables.ENCODE_NEIGHBOURHOOD_2D_KERNEL
-    padded = np.pad(mask, 1).astype(int)
-    corners, sizes = [], []
-    for corner in itertools.product(*(range(n + 1) for n in mask.shape)):
-        code = int((padded[tuple(slice(c, c + 2) for c in corner)] * weights).sum())
-        if 0 < code < 2**weights.size - 1:
-            corners.append(corner)
-            sizes.append(areas[code])
-    return np.array(corners), np.array(sizes)
+    blocks = np.lib.stride_tricks.sliding_window_view(np.pad(mask, 1), weights.shape)
+    codes = np.tensordot(blocks, weights, axes=mask.ndim)  # one per corner: weights are the table's bits
+    corners = np.argwhere((codes > 0) & (codes < 2**weights.size - 1))
+    return corners, areas[codes[tuple(corners.T)]]
+
+
+@lru_cache(maxsize=256)
+def element_distances(pair: Pair) -> tuple[Numbers, ...]:
+    """From the elements of the prediction, from those of the reference, and the areas of both."""
+    (p, in_p), (r, in_r) = (surface_elements(m, pair.spacing) for m in (pair.pred, pair.ref))
+    return *nearest(p, r, pair.spacing), in_p, in_r
 
 
 def area_metrics(pair: Pair, tolerances: tuple[float, ...] = ()) -> Values:
     """Surface metrics weighted by area (Nikolov et al. 2018), the areas being those of surface-distance's table."""
-    (p, in_p), (r, in_r) = (surface_elements(m, pair.spacing) for m in (pair.pred, pair.ref))
-    there, back = nearest(p, r, pair.spacing)
+    there, back, in_p, in_r = element_distances(pair)
 
-    def percentile(distances: NDArray[np.float64], sizes: NDArray[np.float64]) -> float:
+    def percentile(distances: Numbers, sizes: Numbers) -> float:
         done = 0.0
-        for distance, size in sorted(zip(distances, sizes, strict=True)):
+        ordered = sorted(zip(distances, sizes, strict=True))
+        for distance, size in ordered:
             done += size
             if done >= 0.95 * sizes.sum():
-                break
-        return float(distance)
+                return float(distance)
+        return float(ordered[-1][0])
 
     all_distances, all_sizes = np.concatenate([there, back]), np.concatenate([in_p, in_r])
     asd, reverse = np.average(there, weights=in_p), np.average(back, weights=in_r)

@@ -38,6 +38,7 @@ def test_dense_masks_agree_and_know_no_side_and_no_place(masks, d):
 
 def test_square_moved_by_one_pixel():
     pred, ref = (marked((9, 9), (slice(2, 7), slice(x, x + 5))) for x in (1, 2))
+    assert type(boundary_iou(pred, ref, 1)) is float  # not numpy's
     # Rings of 16 pixels that share 4 in the top row and 4 in the bottom row.
     assert boundary_iou(pred, ref, 1) == 8 / 24
     # At 2 a ring is the square without its middle: 20 shared pixels less the 2 middles, of 30 less none.

@@ -10,9 +10,17 @@ from shapes import EMPTY, ZOO, blob, marked
 from harness.errors import BenchError
 from harness.metrics import papers
 from harness.metrics.engines import tools_of
+from harness.metrics.maurer import one_thread
 from harness.metrics.surface import Grid
 
 SOLID = [p for p in ZOO + EMPTY if p.pred.ndim == 3]
+
+
+@pytest.fixture(autouse=True)
+def single_thread():
+    """ITK's threads cost more than they save on images of this size."""
+    with one_thread():
+        yield
 
 
 def grid_of(shape, spacing):

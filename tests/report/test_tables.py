@@ -4,9 +4,11 @@ import pandas as pd
 import pytest
 
 from harness.errors import BenchError
-from harness.report.checks import empties, fairness
+from harness.metrics.table import METRICS
+from harness.report.checks import empties, empty_policy, fairness, partial
 from harness.report.frames import prepare
-from harness.report.tables import apply_policy, leaderboard, marks, measures, survey_frame, survey_table
+from harness.report.page import survey_view
+from harness.report.tables import Measure, apply_policy, leaderboard, marks, measures, survey_frame, survey_table
 
 
 def test_policy_scores_a_miss_with_the_worst_value_and_leaves_out_what_does_not_apply(frame):
@@ -23,10 +25,50 @@ def test_policy_scores_a_miss_with_the_worst_value_and_leaves_out_what_does_not_
     assert (row.n, row.missed, row.invented, row.n_empty, row.not_applicable) == (3, 1, 1, 2, 1)
 
 
-def test_a_value_in_a_row_with_an_empty_mask_does_not_replace_the_worst(frame):
-    # The transunet convention scores an empty reference 1; the default policy must not.
-    frame.cell("dice").case("dice", 1.0, status="ref_empty")
-    assert apply_policy(prepare(*frame.frames).cases)["score"].tolist() == [0.0]
+def test_a_value_stands_where_there_is_one_and_the_worst_where_there_is_none(frame):
+    frame.cell("dice")
+    # 120 mm³ predicted where nothing is: that is the difference, not the worst one, which is the image's volume
+    frame.case("dice", 120.0, metric="volume_difference", unit="mm3", worst=9000.0, status="ref_empty")
+    frame.case("dice", 0.99, metric="specificity", unit="1", worst=0.0, status="ref_empty")
+    frame.case("dice", None, metric="nsd@2", unit="1", worst=0.0, status="ref_empty")
+    frame.case("dice", None, metric="asd", status="ref_empty")
+    assert apply_policy(prepare(*frame.frames).cases)["score"].tolist() == [120.0, 0.99, 0.0, 100.0]
+
+
+def test_what_a_paper_gives_for_empty_masks_is_kept(frame):
+    frame.cell("dice")
+    for status in ("ref_empty", "pred_empty", "both_empty"):
+        frame.case("dice", 1.0, status=status, profile="transunet", patient=status)
+        frame.case("dice", 0.0, status=status, profile="transunet", patient=status, metric="hd95", unit="voxel")
+    assert apply_policy(prepare(*frame.frames).cases)["score"].tolist() == [1.0, 0.0] * 3
+
+
+def test_sensitivity_without_a_reference_and_precision_without_a_prediction_are_left_out_and_counted(frame):
+    frame.cell("dice")
+    for metric, values in (("sensitivity", (0.8, 0.0, None, None)), ("precision", (0.6, None, 0.0, None))):
+        states = ("ok", "pred_empty", "ref_empty", "both_empty")
+        for value, status in zip(values, states, strict=True):
+            frame.case("dice", value, metric=metric, unit="1", worst=0.0, status=status, patient=status)
+    frames = prepare(*frame.frames)
+    scores = apply_policy(frames.cases)["score"].tolist()
+    assert scores[:2] == [0.8, 0.0] and scores[4] == 0.6 and scores[6] == 0.0
+    assert all(math.isnan(scores[i]) for i in (2, 3, 5, 7))
+    row = leaderboard(frames).iloc[0]
+    assert (row["sensitivity"], row["precision"]) == pytest.approx((0.4, 0.3))
+    assert partial(frames) == ["sensitivity", "precision"]
+    (found,) = empties(frames)
+    assert (found.n, found.missed, found.invented, found.not_applicable, found.lacking) == (3, 1, 1, 1, (1, 1))
+    text = empty_policy(frames)
+    assert "Sensitivity has no meaning without a reference" in text
+    assert "Precision has no meaning without a prediction" in text
+
+
+def test_the_policy_of_the_usual_metrics_is_one_sentence_each(frame):
+    frame.cell("dice").case("dice", 0.5).case("dice", 3.0, metric="hd95").case("dice", 2.0, metric="asd")
+    assert empty_policy(prepare(*frame.frames)) == (
+        "One of the two masks empty: DSC 0 and the image diagonal as distance. Both empty: not applicable, left out of "
+        "the mean and counted here."
+    )
 
 
 @pytest.mark.parametrize("status, column", [("ok", "value"), ("pred_empty", "worst")])
@@ -83,6 +125,107 @@ def test_units_and_profiles_are_never_averaged_together(frame):
 def test_counts_of_voxels_are_no_measure(frame):
     frame.cell("dice").case("dice", 0.5).case("dice", 3, metric="tp", unit="voxels")
     assert [m.metric for m in measures(prepare(*frame.frames).cases)] == ["dice"]
+
+
+def test_directions_names_and_units_come_from_the_table_of_metrics():
+    def head(metric, unit="1", profile="voxel-max", length="", others=()):
+        m = Measure(metric, profile, unit, length)
+        shown = m.shown_profile([m, *others])
+        return m.heading + (f", {shown}" if shown else ""), m.lower_is_better
+
+    assert head("dice") == ("DSC (%)", False)
+    assert head("asd_reverse", "mm") == ("ASD reverse (mm)", True)
+    assert head("nsd@2", length="mm") == ("NSD (2 mm), %", False)
+    assert head("nsd@1.5", length="voxel") == ("NSD (1.5 voxel), %", False)
+    assert head("boundary_iou@5") == ("Boundary IoU (5 px), %", False)
+    assert head("volume_difference", "mm3") == ("AVD (mm³)", True)
+    assert head("volume_difference", "voxel2") == ("AVD (pixels)", True)
+    assert head("hd95", "mm", "area") == ("HD95 (mm), area", True)
+    other = Measure("hd95", "voxel-pooled", "mm")
+    assert head("hd95", "mm", others=[other]) == ("HD95 (mm), voxel-max", True)
+
+
+def test_every_metric_has_a_measure_that_can_be_shown():
+    for name, metric in METRICS.items():
+        asked = name + ("@3" if metric.parameter == "required" else "")
+        assert Measure(asked, "voxel-max", "1").heading.startswith(metric.title)
+        assert Measure(asked, "voxel-max", "1").lower_is_better is not metric.higher_is_better
+
+
+def test_miou_is_pooled_over_the_cases_of_a_run_and_iou_is_per_case(frame):
+    def counts(patient, name, tp, fp, fn, seed=0):
+        for metric, value in (("tp", tp), ("fp", fp), ("fn", fn)):
+            frame.case("dice", value, metric=metric, unit="voxels", patient=patient, seed=seed, **{"class": name})
+        total = tp + fp + fn
+        status = "ok" if total else "both_empty"
+        frame.case(
+            "dice", tp / total if total else None, metric="iou", unit="1", patient=patient, seed=seed, status=status,
+            **{"class": name},
+        )  # fmt: skip
+
+    frame.cell("dice", 0).cell("dice", 1)
+    counts("p1", "liver", 90, 5, 5)  # 0.9
+    counts("p2", "liver", 1, 4, 5)  # 0.1; pooled 91 / 110
+    counts("p1", "spleen", 0, 0, 0)
+    counts("p2", "spleen", 3, 1, 0)  # 3 / 4
+    counts("p1", "tumour", 0, 0, 0)  # nowhere: enters no mean
+    counts("p1", "liver", 1, 0, 1, seed=1)
+    frames = prepare(*frame.frames, pooled=["miou"])
+    row = leaderboard(frames).iloc[0]
+    seeds = ((91 / 110 + 3 / 4) / 2, 1 / 2)
+    assert row["miou"] == pytest.approx(sum(seeds) / 2)
+    assert row["miou_sd"] == pytest.approx(abs(seeds[0] - seeds[1]) / math.sqrt(2))
+    assert row["iou"] == pytest.approx((((0.9 + 0.1) / 2 + 0.75) / 2 + 0.5) / 2)
+    assert "miou" not in leaderboard(prepare(*frame.frames)).columns  # only where it was asked for
+    table = survey_table(frames, "synapse")
+    assert [(c.name, c.measure.name) for c in table.columns] == [("average", "IoU"), ("average", "mIoU")]
+
+
+def test_a_tolerance_in_voxels_and_one_in_millimetres_are_two_measures(frame):
+    for dataset, value in (("acdc", 0.8), ("synapse", 0.6)):
+        frame.cell("dice", dataset=dataset).case("dice", value, metric="nsd@2", unit="1", dataset=dataset)
+        frame.case("dice", 0.5, dataset=dataset)
+    board = leaderboard(prepare(*frame.frames, voxels=["synapse"])).set_index("dataset")
+    assert (board.loc["acdc", "nsd@2mm"], board.loc["synapse", "nsd@2voxel"]) == (0.8, 0.6)
+    assert math.isnan(board.loc["acdc", "nsd@2voxel"]) and board["dice"].tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    "metrics, averages",
+    [
+        (("dice", "hd95", "asd"), ["DSC", "HD95"]),  # the survey's own columns
+        (("hd95", "dice", "nsd@2", "asd"), ["DSC", "HD95", "NSD (2 mm)", "ASD"]),
+        (("asd",), ["ASD"]),
+    ],
+)
+def test_the_survey_table_has_the_published_columns_or_all_that_was_asked_for(frame, metrics, averages):
+    frame.cell("dice")
+    for name in ("liver", "spleen"):
+        for metric in metrics:
+            unit = "mm" if metric in ("hd95", "asd") else "1"
+            frame.case("dice", 0.5, metric=metric, unit=unit, **{"class": name})
+    table = survey_table(prepare(*frame.frames), "synapse")
+    by_class = ["liver", "spleen"] if "dice" in metrics else []
+    assert [c.name for c in table.columns] == [*by_class, *["average"] * len(averages)]
+    assert [c.measure.name for c in table.columns if c.name == "average"] == averages
+
+
+def test_profiles_stand_apart_and_classes_are_shown_under_the_first(frame):
+    frame.cell("dice")
+    for name in ("liver", "spleen"):
+        for profile, dsc, hd in (("voxel-max", 0.8, 4.0), ("transunet", 1.0, 0.0)):
+            frame.case("dice", dsc, profile=profile, **{"class": name})
+            frame.case("dice", hd, profile=profile, metric="hd95", **{"class": name})
+        frame.case("dice", 3.0, profile="voxel-pooled", metric="hd95", **{"class": name})
+    frames = prepare(*frame.frames)
+    row = leaderboard(frames).iloc[0]
+    assert (row["dice_voxel-max"], row["dice_transunet"], row["hd95_voxel-pooled_mm"]) == (0.8, 1.0, 3.0)
+    view = survey_view(survey_table(frames, "synapse"))
+    assert [(h["name"], h["profile"], h["span"]) for h in view["heads"]] == [
+        ("DSC (%)", "voxel-max", 3), ("HD95 (mm)", "voxel-max", 1), ("DSC (%)", "transunet", 1),
+        ("HD95 (mm)", "transunet", 1), ("HD95 (mm)", "voxel-pooled", 1),
+    ]  # fmt: skip
+    assert "The numbers of transunet are what that code gives" in empty_policy(frames)
 
 
 def test_survey_table_has_classes_then_means_in_per_cent(frame):

@@ -77,6 +77,15 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="print the certificates as JSON")
     check.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="keeps what a loss prepares once")
     check.set_defaults(verb=_check)
+    landscape = verbs.add_parser("landscape", help="show how losses answer to a prediction that gets worse, untrained")
+    landscape.add_argument(
+        "losses", nargs="+", metavar="LOSS", help="a name, file.py:Class, 'name: {argument: value}', all"
+    )
+    landscape.add_argument("--json", action="store_true", help="print paths and what was left out as JSON")
+    landscape.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="writes DIR/landscape (default: runs)"
+    )
+    landscape.set_defaults(verb=_landscape)
     _score_parser(verbs.add_parser("score", help="measure predictions made elsewhere against their references"))
     data = verbs.add_parser("data", help="show a data set: licence, how to obtain it, what is missing")
     data.add_argument("manifest", help="name of a manifest, or a file")
@@ -297,6 +306,13 @@ def _check(args: argparse.Namespace) -> int:
     from harness.check.command import run_check
 
     return run_check(args.losses, args.json, args.out / "cache")
+
+
+def _landscape(args: argparse.Namespace) -> int:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from harness.landscape.command import run_landscape
+
+    return run_landscape(args.losses, args.out, args.json)
 
 
 def _score(args: argparse.Namespace) -> int:

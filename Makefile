@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test test-long check setup schema docs bench-overhead bench-losses clean
+.PHONY: quickstart test test-long check setup schema docs bench-overhead bench-losses bench-metrics clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/bench run suites/quickstart.yaml
@@ -24,6 +24,9 @@ bench-overhead: $(VENV)/.installed
 
 bench-losses: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/losses.py
+
+bench-metrics: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/metrics.py
 
 setup: $(VENV)/.installed-dev
 

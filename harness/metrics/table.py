@@ -134,7 +134,7 @@ PROFILES: dict[str, Profile] = {
 ENGINES: dict[str, str] = {
     "simpleitk": "SimpleITK's SignedMaurerDistanceMap of the edge image (float32)",
     "points": "nearest surface voxel by offsets and a k-d tree, numpy and scipy (float64)",
-    "points-numba": "the same, compiled; needs numba (float64)",
+    "points-numba": "nearest surface voxel in a bit map, compiled; needs numba (float64)",
 }
 
 
@@ -199,7 +199,7 @@ def canonical(name: str) -> str:
         BenchError: As `metric_of`.
     """
     metric, value = metric_of(name)
-    return metric.name if value is None else f"{metric.name}@{value:g}"
+    return metric.name if value is None else f"{metric.name}@{value:.12g}"
 
 
 def title_of(name: str, unit: str = "mm") -> str:
@@ -207,7 +207,7 @@ def title_of(name: str, unit: str = "mm") -> str:
     metric, value = metric_of(name)
     if value is None:
         return metric.title
-    return f"{metric.title} ({value:g} {'px' if metric.name == 'boundary_iou' else unit})"
+    return f"{metric.title} ({value:.12g} {'px' if metric.name == 'boundary_iou' else unit})"
 
 
 def check_profiles(profile: str | Iterable[str]) -> tuple[str, ...]:

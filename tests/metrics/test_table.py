@@ -48,8 +48,8 @@ def test_every_surface_metric_has_a_reduction_in_every_profile():
 def test_names_with_a_parameter():
     assert metric_of("nsd@2") == (METRICS["nsd"], 2.0)
     assert metric_of("hd95") == (METRICS["hd95"], None)
-    assert [canonical(n) for n in ("nsd@2.0", "nsd@0.5", "nsd@0", "boundary_iou", "boundary_iou@3")] == [
-        "nsd@2", "nsd@0.5", "nsd@0", "boundary_iou", "boundary_iou@3",
+    assert [canonical(n) for n in ("nsd@2.0", "nsd@0.5", "nsd@1.23456789", "boundary_iou", "boundary_iou@3")] == [
+        "nsd@2", "nsd@0.5", "nsd@1.23456789", "boundary_iou", "boundary_iou@3",
     ]  # fmt: skip
     assert title_of("nsd@2") == "NSD (2 mm)"
     assert title_of("nsd@2", "voxel") == "NSD (2 voxel)"

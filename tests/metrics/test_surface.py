@@ -134,7 +134,9 @@ def test_edge_has_face_neighbours_only():
     want = np.ones((5, 5), bool)
     want[1:4, 1:4] = False
     want[0, 0] = False
-    (cloud, other) = scan(plus_hole.view(np.uint8), plus_hole.view(np.uint8), Classes.of({"x": (1,)}, None), True).clouds[0]
+    (cloud, other) = scan(
+        plus_hole.view(np.uint8), plus_hole.view(np.uint8), Classes.of({"x": (1,)}, None), True
+    ).clouds[0]
     got = np.zeros(25, bool)
     got[cloud] = True
     assert np.array_equal(got.reshape(5, 5), want)

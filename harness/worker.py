@@ -5,21 +5,18 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import hashlib
-import os
 import platform
 import resource
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -27,19 +24,17 @@ from harness.cell import Cell, Place
 from harness.check.certificates import certificates_of
 from harness.data.batches import TrainSet
 from harness.data.layouts import reader_of
-from harness.data.manifest import Manifest, load_manifest, members_of
+from harness.data.manifest import Manifest, load_manifest
 from harness.data.prepare import Prepared, load_prepared, prepare
 from harness.errors import BenchError
+from harness.evaluation import evaluate_cell, fingerprint, validator
 from harness.losses.build import build_loss
 from harness.losses.facts import label_facts
 from harness.losses.prepared import prepare_loss
 from harness.metrics.engines import check_engine
-from harness.metrics.table import PROFILES, SURFACE_METRICS, metric_of
 from harness.models.build import build_model, digest
-from harness.predict import predict_case
-from harness.records import CASE_COLUMNS, RETRIED, RunRecord, read_record, write_atomic, write_rows
+from harness.records import RETRIED, RunRecord, read_record, write_atomic, write_rows
 from harness.resolve import current_digest
-from harness.score import mean_of, score_case
 from harness.seeds import seed_of
 from harness.train import Hooks, Stopped, Trainer
 
@@ -145,7 +140,7 @@ def _run(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callable[
         (folder / "checkpoint.pt").unlink(missing_ok=True)
     if record.status != "ok":
         return replace(record, eval_id=cell.eval_id)
-    seconds, tested = _evaluate(cell, place, cases, manifest, model)
+    seconds, tested = evaluate_cell(cell, place, cases, manifest, model)
     return replace(
         record,
         eval_id=cell.eval_id,
@@ -198,7 +193,7 @@ def _train(
         folder=place.cache / "prepared",
         device=device,
     )
-    hooks = Hooks(report, stop, _validation(cell, cases, manifest, device))
+    hooks = Hooks(report, stop, validator(cell, cases, manifest, device))
     trainer = Trainer(cell, model, loss, data, classes, device, hooks, folder / "checkpoint.pt")
     _log(folder, f"{cell.title} on {place.device}: {trainer.steps} steps")
     state = trainer.run()
@@ -229,106 +224,6 @@ def _train(
     )
 
 
-def _validation(
-    cell: Cell, cases: Cases, manifest: Manifest, device: torch.device
-) -> Callable[[torch.nn.Module], dict[str, float]] | None:
-    if not cell.data["val"]:
-        return None
-    held = cases.load(manifest, cell.data["val"], cell.data["view"])
-    wanted = [m for m in cell.metrics if metric_of(m)[0].unit_kind != "count"]
-    if cell.train["select"] == "last":
-        wanted = [m for m in wanted if metric_of(m)[0].name not in SURFACE_METRICS]  # only watched: the cheap ones
-    profiles = [p for p in cell.profiles if any(p == _first_profile(cell, m) for m in wanted)] or cell.profiles[:1]
-
-    def validate(model: torch.nn.Module) -> dict[str, float]:
-        rows = [row for case in held for row in _score(cell, case, manifest, model, device, wanted, profiles)[1]]
-        found = {name: mean_of(rows, name) for name in wanted}
-        return {name: value for name, value in found.items() if value is not None}
-
-    return validate
-
-
-def _first_profile(cell: Cell, metric: str) -> str | None:
-    """The profile that a metric is watched and selected under: the first that has it."""
-    return next((p for p in cell.profiles if metric_of(metric)[0].name in PROFILES[p].offers), None)
-
-
-def _score(
-    cell: Cell,
-    case: Prepared,
-    manifest: Manifest,
-    model: torch.nn.Module,
-    device: torch.device,
-    metrics: Sequence[str],
-    profiles: Sequence[str],
-) -> tuple[Any, list[dict[str, Any]]]:
-    prediction = predict_case(
-        model,
-        case,
-        cell.data["view"],
-        batch=int(cell.train["batch"]),
-        device=device,
-        precision=cell.train["precision"],
-    )
-    about = {
-        "dataset": cell.dataset,
-        "split": cell.data["split"],
-        "fold": cell.data["fold"],
-        "model": cell.model_label,
-        "loss": cell.loss_label,
-        "seed": cell.seed,
-        "patient": manifest.patient_of(case.case),
-        "case": case.case,
-    }
-    regions = cell.data.get("regions")
-    scored = score_case(
-        prediction,
-        case,
-        members_of(manifest.classes, regions) if regions else manifest.classes,
-        metrics,
-        about,
-        profiles=profiles,
-        engine=cell.engine,
-        dimensions=manifest.spec.dimensions,
-    )
-    return prediction, scored
-
-
-def _evaluate(cell: Cell, place: Place, cases: Cases, manifest: Manifest, model: torch.nn.Module) -> tuple[float, str]:
-    began = time.monotonic()
-    masks = cell.eval_folder(place.out) / "masks"
-    masks.mkdir(exist_ok=True)
-    model.eval()
-    device = torch.device(place.device)
-    rows: list[dict[str, Any]] = []
-    tested: list[Any] = []
-    for name in cell.data["test"]:
-        (case,) = cases.load(manifest, [name], cell.data["view"])
-        prediction, scored = _score(cell, case, manifest, model, device, cell.metrics, cell.profiles)
-        tested.append(case.reference)
-        rows += scored
-        _write_mask(masks / f"{name}.nii.gz", prediction, case)
-    write_rows(cell.eval_folder(place.out) / "cases.csv", CASE_COLUMNS, rows)
-    return time.monotonic() - began, fingerprint(tested)
-
-
-def _write_mask(path: Path, prediction: Any, case: Prepared) -> None:
-    import SimpleITK as sitk
-
-    image = sitk.GetImageFromArray(prediction)
-    if case.spacing is not None:
-        image.SetSpacing([float(s) for s in reversed(case.spacing)])
-    image.SetOrigin(list(case.origin))
-    image.SetDirection(list(case.direction))
-    part = path.with_name(f".{path.name}")
-    try:
-        sitk.WriteImage(image, str(part), useCompression=True, compressionLevel=1)
-    except RuntimeError as error:
-        part.unlink(missing_ok=True)
-        raise OSError(errno.EIO, f"the mask cannot be written ({_last_line(error)})", str(path)) from None
-    os.replace(part, path)
-
-
 def finished(cell: Cell, out: Path) -> RunRecord | None:
     """The record of a cell that needs no more work; one that is damaged, or was skipped before, is none."""
     try:
@@ -343,15 +238,6 @@ def digest_of(loss: dict[str, Any]) -> str:
     if "sum" in loss:
         return "+".join(digest_of(term["loss"]) for term in loss["sum"])
     return current_digest(loss["class"])
-
-
-def fingerprint(arrays: Iterable[NDArray[Any]]) -> str:
-    """SHA-256 of arrays, one after the other."""
-    total = hashlib.sha256()
-    for array in arrays:
-        total.update(repr(array.shape).encode())
-        total.update(np.ascontiguousarray(array).data)
-    return total.hexdigest()
 
 
 def _record(cell: Cell, status: str, message: str) -> RunRecord:
@@ -433,10 +319,6 @@ def _os_sentence(error: OSError) -> str:
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), "no message")
-
-
-def _last_line(error: BaseException) -> str:
-    return next(iter(reversed(str(error).strip().splitlines())), "no message").strip()
 
 
 def _where(error: BaseException) -> str:

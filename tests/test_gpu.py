@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from harness.cell import Place
 from harness.losses.build import build_loss
 from harness.models.build import digest
 from harness.models.unet import UNet
 from harness.suite import load_suite
 from harness.train import Trainer
-from harness.worker import Cases, Place
+from harness.worker import Cases
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -1,0 +1,144 @@
+"""Measuring a network: the test cases into rows and masks, the validation cases into a number per metric."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from harness.cell import Cell, Place
+from harness.data.manifest import Manifest, members_of
+from harness.data.prepare import Prepared
+from harness.metrics.table import PROFILES, SURFACE_METRICS, metric_of
+from harness.predict import predict_case
+from harness.records import CASE_COLUMNS, write_rows
+from harness.score import mean_of, score_case
+
+if TYPE_CHECKING:
+    from harness.worker import Cases
+
+
+def validator(
+    cell: Cell, cases: Cases, manifest: Manifest, device: torch.device
+) -> Callable[[torch.nn.Module], dict[str, float]] | None:
+    """A function from the network in training to its validation metrics; None without validation cases."""
+    if not cell.data["val"]:
+        return None
+    held = cases.load(manifest, cell.data["val"], cell.data["view"])
+    wanted = [m for m in cell.metrics if metric_of(m)[0].unit_kind != "count"]
+    if cell.train["select"] == "last":
+        wanted = [m for m in wanted if metric_of(m)[0].name not in SURFACE_METRICS]  # only watched: the cheap ones
+    profiles = [p for p in cell.profiles if any(p == _first_profile(cell, m) for m in wanted)] or cell.profiles[:1]
+
+    def validate(model: torch.nn.Module) -> dict[str, float]:
+        rows = [row for case in held for row in _score(cell, case, manifest, model, device, wanted, profiles)[1]]
+        found = {name: mean_of(rows, name) for name in wanted}
+        return {name: value for name, value in found.items() if value is not None}
+
+    return validate
+
+
+def _first_profile(cell: Cell, metric: str) -> str | None:
+    """The profile that a metric is watched and selected under: the first that has it."""
+    return next((p for p in cell.profiles if metric_of(metric)[0].name in PROFILES[p].offers), None)
+
+
+def _score(
+    cell: Cell,
+    case: Prepared,
+    manifest: Manifest,
+    model: torch.nn.Module,
+    device: torch.device,
+    metrics: Sequence[str],
+    profiles: Sequence[str],
+) -> tuple[Any, list[dict[str, Any]]]:
+    prediction = predict_case(
+        model,
+        case,
+        cell.data["view"],
+        batch=int(cell.train["batch"]),
+        device=device,
+        precision=cell.train["precision"],
+    )
+    about = {
+        "dataset": cell.dataset,
+        "split": cell.data["split"],
+        "fold": cell.data["fold"],
+        "model": cell.model_label,
+        "loss": cell.loss_label,
+        "seed": cell.seed,
+        "patient": manifest.patient_of(case.case),
+        "case": case.case,
+    }
+    regions = cell.data.get("regions")
+    scored = score_case(
+        prediction,
+        case,
+        members_of(manifest.classes, regions) if regions else manifest.classes,
+        metrics,
+        about,
+        profiles=profiles,
+        engine=cell.engine,
+        dimensions=manifest.spec.dimensions,
+    )
+    return prediction, scored
+
+
+def evaluate_cell(
+    cell: Cell, place: Place, cases: Cases, manifest: Manifest, model: torch.nn.Module
+) -> tuple[float, str]:
+    """Predict and measure the test cases; writes cases.csv and the masks.
+
+    Returns:
+        Seconds it took, and the digest of the references.
+    """
+    began = time.monotonic()
+    masks = cell.eval_folder(place.out) / "masks"
+    masks.mkdir(exist_ok=True)
+    model.eval()
+    device = torch.device(place.device)
+    rows: list[dict[str, Any]] = []
+    tested: list[Any] = []
+    for name in cell.data["test"]:
+        (case,) = cases.load(manifest, [name], cell.data["view"])
+        prediction, scored = _score(cell, case, manifest, model, device, cell.metrics, cell.profiles)
+        tested.append(case.reference)
+        rows += scored
+        _write_mask(masks / f"{name}.nii.gz", prediction, case)
+    write_rows(cell.eval_folder(place.out) / "cases.csv", CASE_COLUMNS, rows)
+    return time.monotonic() - began, fingerprint(tested)
+
+
+def _write_mask(path: Path, prediction: Any, case: Prepared) -> None:
+    import SimpleITK as sitk
+
+    image = sitk.GetImageFromArray(prediction)
+    if case.spacing is not None:
+        image.SetSpacing([float(s) for s in reversed(case.spacing)])
+    image.SetOrigin(list(case.origin))
+    image.SetDirection(list(case.direction))
+    part = path.with_name(f".{path.name}")
+    try:
+        sitk.WriteImage(image, str(part), useCompression=True, compressionLevel=1)
+    except RuntimeError as error:
+        part.unlink(missing_ok=True)
+        reason = (str(error).strip() or "no reason given").splitlines()[-1]
+        raise OSError(errno.EIO, f"the mask cannot be written ({reason})", str(path)) from None
+    os.replace(part, path)
+
+
+def fingerprint(arrays: Iterable[NDArray[Any]]) -> str:
+    """SHA-256 of arrays, one after the other."""
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(repr(array.shape).encode())
+        total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()

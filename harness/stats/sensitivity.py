@@ -1,0 +1,121 @@
+"""How much the ranking depends on choices: metric, profile, empty masks, order of the means, classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from harness.errors import BenchError
+from harness.metrics.policy import applies, takes_worst
+from harness.metrics.table import COUNTS, metric_of
+from harness.stats.design import NO_FOLD
+
+COLUMNS = (
+    "loss", "fold", "seed", "patient", "case", "class", "metric", "profile", "value", "worst", "status",
+)  # fmt: skip
+POLICIES = ("drop", "worst", "zero")
+ORDERS = ("mean of patient means", "pooled", "rank then mean", "median")
+_RUN = ["loss", "fold", "seed"]
+
+
+def sensitivity(rows: pd.DataFrame, metric: str, profile: str) -> pd.DataFrame:
+    """Kendall's tau-b between the main ranking and those that other choices give.
+
+    Main ranking: mean over the cases of a patient, patients, classes, then runs, under the default policy. Variants,
+    one at a time: every other metric and profile in the rows; cases with one empty mask left out (`drop`), counted with
+    the metric's worst value (`worst`) or as the number 0 (`zero`, which some tools write for distances too); one mean
+    over all cases of all classes and runs (`pooled`); ranks within each run, class and patient, averaged (`rank then
+    mean`); the median over patients; and every class left out in turn.
+
+    Args:
+        rows: One data set and model, columns as `COLUMNS`; the raw rows of all metrics.
+        metric: The one of the main ranking.
+        profile: Its profile.
+
+    Returns:
+        Columns choice ("metric", "empty masks", "aggregation", "class left out"), variant, tau (NaN where one of the
+        two rankings has only ties), first (the best loss, several joined by " = "), losses (how many both have).
+
+    Raises:
+        BenchError: A column is missing, or the main ranking has no values.
+    """
+    lacking = [c for c in COLUMNS if c not in rows.columns]
+    if lacking:
+        raise BenchError(f"sensitivity: no column {', '.join(map(repr, lacking))}; expected {', '.join(COLUMNS)}.")
+    rows = rows.assign(fold=rows["fold"].fillna(NO_FOLD))
+    chosen = rows[(rows["metric"] == metric) & (rows["profile"] == profile)]
+    values = _policy(chosen, "default")
+    main = _mean_of_means(values)
+    if main.empty:
+        raise BenchError(f"sensitivity: no values of {metric} ({profile}).")
+    sign = _sign(metric)
+    out: list[tuple[str, str, float, str, int]] = []
+
+    def add(choice: str, variant: str, score: pd.Series) -> None:
+        out.append((choice, variant, *_compare(main * sign, score)))
+
+    others = rows[~rows["metric"].isin(COUNTS)][["metric", "profile"]].drop_duplicates()
+    for name, kind in others.itertuples(index=False, name=None):
+        if (name, kind) != (metric, profile):
+            part = rows[(rows["metric"] == name) & (rows["profile"] == kind)]
+            add("metric", f"{name} ({kind})", _mean_of_means(_policy(part, "default")) * _sign(name))
+    for policy in POLICIES:
+        add("empty masks", policy, _mean_of_means(_policy(chosen, policy)) * sign)
+    by: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
+        "pooled": lambda f: f.groupby("loss")["score"].mean(),
+        "rank then mean": lambda f: -_rank_then_mean(f, sign) * sign,
+        "median": lambda f: _mean_of_means(f, "median"),
+    }
+    for order in ORDERS[1:]:
+        add("aggregation", order, by[order](values) * sign)
+    classes = list(dict.fromkeys(chosen["class"]))
+    for name in classes if len(classes) > 1 else []:
+        add("class left out", str(name), _mean_of_means(values[values["class"] != name]) * sign)
+    return pd.DataFrame(out, columns=["choice", "variant", "tau", "first", "losses"])
+
+
+def _sign(metric: str) -> float:
+    return 1.0 if metric_of(metric)[0].higher_is_better else -1.0
+
+
+def _policy(rows: pd.DataFrame, policy: str) -> pd.DataFrame:
+    """Rows with `score`, the number that enters the means; NaN where there is none."""
+    out = rows.copy()
+    value, worst = pd.to_numeric(out["value"]).astype(float), pd.to_numeric(out["worst"]).astype(float)
+    kinds = out[["metric", "profile", "status"]].drop_duplicates().itertuples(index=False, name=None)
+    rules = {k: (applies(*k), takes_worst(*k)) for k in kinds}
+    keys = list(zip(out["metric"], out["profile"], out["status"], strict=True))
+    counted = pd.Series([rules[k][0] for k in keys], index=out.index, dtype=bool)
+    empty = pd.Series([rules[k][1] for k in keys], index=out.index, dtype=bool)
+    score = value.where(value.notna() | ~empty, worst)
+    if policy != "default":
+        score = score.where(~empty, {"drop": np.nan, "zero": 0.0}.get(policy, worst))
+    out["score"] = score.where(counted)
+    return out
+
+
+def _mean_of_means(frame: pd.DataFrame, over_patients: str = "mean") -> pd.Series:
+    patients = frame.groupby([*_RUN, "class", "patient"])["score"].mean()
+    per_class = patients.groupby(level=[*_RUN, "class"]).agg(over_patients)
+    per_run = per_class.groupby(level=_RUN).mean()
+    return per_run.groupby(level="loss").mean().dropna()
+
+
+def _rank_then_mean(frame: pd.DataFrame, sign: float) -> pd.Series:
+    """Mean over runs, classes and patients of the rank among the losses, 1 the best; ties share the mean rank."""
+    keys = ["fold", "seed", "class", "patient"]
+    mean = (frame.groupby([*keys, "loss"])["score"].mean() * sign).dropna()
+    place = mean.groupby(level=keys).rank(ascending=False)
+    return place.groupby(level="loss").mean()
+
+
+def _compare(main: pd.Series, other: pd.Series) -> tuple[float, str, int]:
+    """Tau-b over the losses that both have, the best loss of the other, and their number; larger is better in both."""
+    known = other.dropna()
+    common = [x for x in main.index if x in known.index]
+    tau = float(stats.kendalltau(main[common], known[common]).statistic) if len(common) > 1 else float("nan")
+    first = " = ".join(str(x) for x in known.index[known == known.max()])
+    return tau, first, len(common)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class Cell:
     profiles: tuple[str, ...] = (PROFILE,)
     engine: str = ENGINE
 
-    @property
+    @cached_property
     def train_id(self) -> str:
         """Hash of everything that decides the weights."""
         data = {k: v for k, v in self.data.items() if k not in ("test", "regions")}
@@ -71,7 +72,7 @@ class Cell:
             parts.append({"selected by": extra})  # another score can choose another epoch
         return _hash(*parts, {"quick": self.quick})
 
-    @property
+    @cached_property
     def eval_id(self) -> str:
         """Hash of `train_id` and of everything that decides the metric rows."""
         scoring = {"profile": PROFILE} | self._scoring()

@@ -101,7 +101,11 @@ def _suite_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data", type=Path, default=_root(), metavar="DIR", help="folder of data sets (or BENCH_DATA)")
     parser.add_argument(
-        "--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of results (default: runs)"
+        "--out",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="folder of results (default: runs); plan and report take several, the first complete record wins",
     )
     parser.add_argument(
         "--reports", type=Path, default=Path("reports"), metavar="DIR", help="folder of reports (default: reports)"
@@ -143,7 +147,12 @@ def _load(args: argparse.Namespace) -> list[tuple[Suite, list[Entry]]]:
     from harness.suite import load_suite
 
     suites = [load_suite(path, args.quick) for path in args.suites]
-    return [(s, make_plan(s, args.out, args.reports, args.only)) for s in suites]
+    return [(s, make_plan(s, _outs(args), args.reports, args.only)) for s in suites]
+
+
+def _outs(args: argparse.Namespace) -> list[Path]:
+    """The folders of results, in the order of precedence."""
+    return args.out or [Path("runs")]
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -153,6 +162,8 @@ def _run(args: argparse.Namespace) -> int:
     from harness.plan import make_plan, to_rerun
 
     console = Console(stderr=False)
+    if len(_outs(args)) > 1:
+        raise BenchError("--out: a run writes to one folder; give one. `bench report` and `bench plan` merge several.")
     planned = _load(args)
     todo: dict[str, Entry] = {}
     for suite, entries in planned:
@@ -162,10 +173,10 @@ def _run(args: argparse.Namespace) -> int:
             f"{suite.name}: {len(entries)} cells, {len(entries) - len(chosen)} done, {len(chosen)} to run",
             highlight=False,
         )
-    place = Place(args.out.resolve(), args.data.resolve() if args.data else None)
+    place = Place(_outs(args)[0].resolve(), args.data.resolve() if args.data else None)
     if todo:
         _work(list(todo.values()), place, args, console)
-        planned = [(s, make_plan(s, args.out, args.reports, args.only)) for s, _ in planned]
+        planned = [(s, make_plan(s, _outs(args), args.reports, args.only)) for s, _ in planned]
     return _finish(planned, place, args, console)
 
 
@@ -176,7 +187,7 @@ def _work(todo: list[Entry], place: Place, args: argparse.Namespace, console: Co
     from harness.runner import check_data, run_cells
 
     check_data([e.cell for e in todo], place.root)
-    for folder in (args.out, args.reports):
+    for folder in (place.out, args.reports):
         _writable(folder)
     place = replace(place, device=_device(args.device))
     if args.workers is not None and args.workers < 1:
@@ -288,7 +299,7 @@ def _report(args: argparse.Namespace) -> int:
     from harness.results import export_records
 
     console = Console()
-    place = Place(args.out.resolve(), args.data.resolve() if args.data else None)
+    place = Place(_outs(args)[0].resolve(), args.data.resolve() if args.data else None)
     if args.only:
         raise BenchError("--only: a report is of a whole suite; a part would replace it.")
     for suite, entries in _load(args):

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from harness.cell import Cell
 from harness.errors import BenchError
-from harness.records import RETRIED, STATUSES, RunRecord, read_record
+from harness.records import RETRIED, STATUSES, RunRecord
+from harness.store import Home, Records
 from harness.suite import Suite
 from harness.yamlfile import nearest
 
@@ -47,21 +48,28 @@ class Entry:
         return self.state == "missing" or self.state in RETRIED
 
 
-def make_plan(suite: Suite, out: Path, reports: Path, only: Sequence[str] = ()) -> list[Entry]:
-    """Look up every cell of a suite in the results folder, then in committed records.
+def make_plan(suite: Suite, out: Path | Sequence[Path], reports: Path, only: Sequence[str] = ()) -> list[Entry]:
+    """Look up every cell of a suite in the results folders, then in committed records.
 
     Args:
         suite: The suite.
-        out: Folder of results.
+        out: Folder of results, or several: of equally good records that of the first folder is taken.
         reports: Folder whose `*/records/` hold committed records.
         only: Filters `key=glob` with key loss, model, dataset, seed or fold.
 
     Raises:
-        BenchError: A filter is malformed or matches no cell.
+        BenchError: A filter is malformed or matches no cell, or one of several folders does not exist.
     """
-    places = [out, *sorted(reports.glob("*/records"))]
-    cells = _filtered(suite.cells, only)
-    return [_entry(cell, places) for cell in cells]
+    outs = [out] if isinstance(out, Path) else [*out]
+    absent = [str(p) for p in outs if len(outs) > 1 and not p.is_dir()]
+    if absent:
+        raise BenchError(f"--out {absent[0]}: no such folder; of several folders of results each must be there.")
+    places = [str(p) for p in (*outs, *sorted(reports.glob("*/records"))) if p.is_dir()]
+    records = Records(Home(outs[0], suite.name))
+    entries = [_entry(cell, places, records) for cell in _filtered(suite.cells, only)]
+    if not only:  # what is known of the other cells stays known
+        records.save()
+    return entries
 
 
 def to_rerun(entries: Iterable[Entry], rerun: str | None) -> list[Entry]:
@@ -75,30 +83,30 @@ def counts(entries: Iterable[Entry]) -> dict[str, int]:
     return {s: found[s] for s in (*STATUSES, "stale", "missing") if found[s]}
 
 
-def _entry(cell: Cell, places: list[Path]) -> Entry:
+def _entry(cell: Cell, places: Sequence[str], records: Records) -> Entry:
     """The best that is known of a cell: a result before a stale one, before a failure, before nothing."""
     if cell.skip:
         return Entry(cell, "skip", problem=cell.skip)
     found: list[Entry] = []
     problem = ""
+    train_id, eval_id = cell.train_id, cell.eval_id
+    name = f"{train_id}/{eval_id}/record.json"
     for place in places:
-        folder = cell.eval_folder(place)
-        path = folder / "record.json"
-        if not path.is_file():
-            continue
         try:
-            record = read_record(path)
+            record = records.read(place, name)
         except BenchError as error:
             problem = str(error)
             continue
-        if record.eval_id != cell.eval_id or record.train_id != cell.train_id:
-            problem = f"{path}: the record is of another cell"
+        if record is None:
+            continue
+        if record.eval_id != eval_id or record.train_id != train_id:
+            problem = f"{place}/{name}: the record is of another cell"
             continue
         if record.status == "skip":
             continue  # of a loss that asked for more than it does now
         fresh = record.sources == {"loss": cell.loss_digest, "model": cell.model_source.digest}
         state = "stale" if record.status in ("ok", "diverged") and not fresh else record.status
-        found.append(Entry(cell, state, record, folder))
+        found.append(Entry(cell, state, record, Path(place, train_id, eval_id)))
     order = ("ok", "diverged", "stale")
     found.sort(key=lambda e: order.index(e.state) if e.state in order else len(order))
     return found[0] if found else Entry(cell, "missing", problem=problem)

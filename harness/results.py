@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,10 @@ from harness.data.layouts import reader_of
 from harness.errors import BenchError
 from harness.metrics.table import ENGINES, PROFILES, check_profiles, metric_of
 from harness.plan import Entry
+from harness.published import NAMES, published_table
 from harness.records import write_atomic
+from harness.rows import frames
+from harness.store import Home
 from harness.suite import Suite
 
 if TYPE_CHECKING:
@@ -43,10 +47,18 @@ def report_suite(
     if page.is_file() and known == stamp and not force:
         return page, False
     from harness.report import write_report
+    from harness.report.verdicts import Ranking
 
-    cells, cases, curves = frames(entries)
-    shown, notes = panels(suite, entries, place) if "qualitative" in suite.spec.report.layout else ([], [])
-    notes += [*_measured(suite), *_other_data(entries), *_checks(entries)]
+    cells, cases, curves, damaged = frames(entries, Home(place.out, suite.name))
+    shown, notes = panels(suite, entries, place, cases) if "qualitative" in suite.spec.report.layout else ([], [])
+    notes += [
+        *_left_out(entries),
+        *damaged,
+        *_places(entries, reports),
+        *_measured(suite),
+        *_other_data(entries),
+        *_checks(entries),
+    ]
     page = write_report(
         suite.name,
         suite.spec.description.strip(),
@@ -59,76 +71,15 @@ def report_suite(
         panels=shown,
         pooled=[m for m in suite.spec.metrics if metric_of(m)[0].scope == "dataset"],
         voxels=[m.name for m in suite.manifests.values() if m.spec.spacing == "unknown"],
+        ranking=Ranking(tuple(suite.spec.rank.by), suite.spec.rank.baseline, suite.spec.rank.rope),
+        published=suite.spec.report.published,
+        specs={c.loss_label: c.loss for c in suite.cells},
     )
     write_atomic(out / _STAMP, lambda stream: stream.write(json.dumps({"inputs": stamp}).encode() + b"\n"))
     return page, True
 
 
-def frames(entries: Sequence[Entry]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Cells, case rows and curves as tables; labels are those of the suite, whoever ran the cell first."""
-    import pandas as pd
-
-    cells: list[dict[str, Any]] = []
-    cases: list[pd.DataFrame] = []
-    curves: list[pd.DataFrame] = []
-    for entry in entries:
-        about = _labels(entry)
-        cells.append(about | _cell_row(entry))
-        if entry.folder is None:
-            continue
-        if entry.state in ("ok", "stale") and (path := entry.folder / "cases.csv").is_file():
-            frame = pd.read_csv(
-                path,
-                dtype={"patient": str, "case": str, "class": str},
-                keep_default_na=False,
-                na_values={"value": [""]},
-            )
-            cases.append(frame.assign(**about, train_id=entry.cell.train_id))
-        if (path := entry.folder.parent / "curve.csv").is_file():
-            frame = pd.read_csv(path).rename(columns={"loss": "loss_value"})
-            curves.append(frame.assign(**about, train_id=entry.cell.train_id))
-    return (
-        pd.DataFrame(cells),
-        pd.concat(cases, ignore_index=True) if cases else pd.DataFrame(),
-        pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(),
-    )
-
-
-def _labels(entry: Entry) -> dict[str, Any]:
-    cell = entry.cell
-    return {
-        "dataset": cell.dataset,
-        "split": cell.data["split"],
-        "fold": cell.data["fold"],
-        "model": cell.model_label,
-        "loss": cell.loss_label,
-        "seed": cell.seed,
-    }
-
-
-def _cell_row(entry: Entry) -> dict[str, Any]:
-    record = entry.record
-    cost = record.cost if record else {}
-    environment = record.environment if record else {}
-    optimizer = next(iter(entry.cell.train["optimizer"].values()))
-    return {
-        "status": entry.state,
-        "message": (record.message if record else "") or entry.problem or "",
-        "train_id": entry.cell.train_id,
-        "eval_id": entry.cell.eval_id,
-        "init": record.fingerprints.get("init", "") if record else "",
-        "batches": record.fingerprints.get("batches", "") if record else "",
-        "weights": record.weights if record else "",
-        **{
-            k: cost.get(k) for k in ("train_s", "eval_s", "step_ms", "targets_ms", "peak_rss_mb", "parameters", "steps")
-        },
-        "device": environment.get("device", ""),
-        "torch": environment.get("torch", ""),
-        "lr": optimizer["lr"],
-    }
-
-
-def panels(suite: Suite, entries: Sequence[Entry], place: Place) -> tuple[list[Panel], list[str]]:
+def panels(suite: Suite, entries: Sequence[Entry], place: Place, cases: pd.DataFrame) -> tuple[list[Panel], list[str]]:
     """Qualitative panels of each data set, chosen by rule: the cases of median and of lowest mean Dice.
 
     The mean is over losses, classes and seeds of the first model; the first seed's predictions are shown, on the slice
@@ -147,7 +98,7 @@ def panels(suite: Suite, entries: Sequence[Entry], place: Place) -> tuple[list[P
         same = (first.model_label, first.seed, first.data["fold"], first.data["view"])
         shown = [e for e in ours if (e.cell.model_label, e.cell.seed, e.cell.data["fold"], e.cell.data["view"]) == same]
         try:
-            for case, why in _chosen(ours, first.model_label, first.data["test"]):
+            for case, why in _chosen(cases, ours, first.model_label, first.data["test"]):
                 found.append(_panel(manifest, shown, case, why, place))
         except (BenchError, OSError, RuntimeError) as error:
             notes.append(
@@ -156,13 +107,14 @@ def panels(suite: Suite, entries: Sequence[Entry], place: Place) -> tuple[list[P
     return found, notes
 
 
-def _chosen(entries: Sequence[Entry], model: str, tests: list[str]) -> list[tuple[str, str]]:
-    _, cases, _ = frames([e for e in entries if e.cell.model_label == model])
+def _chosen(cases: pd.DataFrame, entries: Sequence[Entry], model: str, tests: list[str]) -> list[tuple[str, str]]:
     if cases.empty:
         return []
-    dice = cases[(cases["metric"] == "dice") & (cases["status"] != "both_empty") & cases["case"].isin(tests)]
+    ours = {e.cell.train_id for e in entries if e.cell.model_label == model}
+    dice = cases[(cases["metric"] == "dice") & cases["train_id"].isin(ours)]
+    dice = dice[(dice["status"] != "both_empty") & dice["case"].isin(tests)]
     dice = dice[dice["profile"] == dice["profile"].iloc[0]] if len(dice) else dice  # of several profiles the first
-    means = dice.groupby("case")["value"].mean().sort_values(kind="stable")
+    means = dice.groupby("case", observed=True)["value"].mean().sort_values(kind="stable")
     if means.empty:
         return []
     picks = [(str(means.index[len(means) // 2]), "median Dice"), (str(means.index[0]), "lowest Dice")]
@@ -201,6 +153,18 @@ def _panel(manifest: Any, entries: Sequence[Entry], case: str, why: str, place: 
         predictions=predictions,
         classes={index: name for name, index in manifest.classes.items()},
     )
+
+
+def _left_out(entries: Sequence[Entry]) -> list[str]:
+    """A sentence for each damaged record: its cell counts as missing."""
+    return [f"LEFT OUT: {e.problem}" for e in entries if e.problem and e.state != "skip"]
+
+
+def _places(entries: Sequence[Entry], reports: Path) -> list[str]:
+    """Which results folder gave how many records, where there are several; committed records are no such folder."""
+    found = Counter(e.folder.parent.parent for e in entries if e.folder is not None)
+    named = [f"{place} ({n})" for place, n in found.items() if place.parent.parent != reports]
+    return [f"Records were merged from {', '.join(named)}."] if len(named) > 1 else []
 
 
 def _other_data(entries: Sequence[Entry]) -> list[str]:
@@ -289,6 +253,10 @@ def _inputs(suite: Suite, entries: Sequence[Entry]) -> str:
         total.update(f"{entry.cell.eval_id} {entry.state}\n".encode())
         if entry.folder is not None:
             total.update((entry.folder / "record.json").read_bytes())
+    if suite.spec.report.published is not None:
+        _, table = published_table(suite.spec.report.published)
+        for path in (table, table.with_name(NAMES)):
+            total.update(path.read_bytes())
     return total.hexdigest()
 
 

@@ -54,9 +54,7 @@ class Pool:
         context = mp.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, self.place), daemon=True, name=f"bench-{slot}")
-        os.environ.setdefault(
-            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-        )  # cuBLAS deterministic; before CUDA
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS deterministic; before CUDA
         with one_thread(), deaf_to_ctrl_c():
             process.start()
         theirs.close()

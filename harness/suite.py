@@ -20,6 +20,7 @@ from harness.grid import Choice, LossChoice, expand_arguments, expand_losses, la
 from harness.losses.needs import HEADS, MODEL_NEEDS
 from harness.metrics.table import ENGINES, PROFILES, check_profiles, metric_of
 from harness.models import BARE_MODULE, MODELS, provided
+from harness.published import published_names, published_table
 from harness.resolve import locate
 from harness.suite_metrics import canonical_metrics, of_volumes
 from harness.yamlfile import Strict, YamlFile, nearest, read_yaml
@@ -113,13 +114,29 @@ class Rank(Strict):
 
     by: list[str] = Field(default_factory=lambda: ["dice"], min_length=1)
     baseline: str | None = None
+    rope: float = Field(default=0.01, gt=0, lt=1)  # differences of fractions up to this do not matter
 
 
 class Report(Strict):
-    """Which tables and figures."""
+    """Which tables and figures, and which published table stands beside them."""
 
-    layout: tuple[Literal["survey_table", "curves", "qualitative"], ...] = ("survey_table", "curves", "qualitative")
+    layout: tuple[
+        Literal["survey_table", "loss_by_model", "sweeps", "jadon", "celaya", "curves", "qualitative"], ...
+    ] = ("survey_table", "curves", "qualitative")
+    published: str | None = Field(
+        default=None, json_schema_extra=lambda schema: schema.update(enum=[*published_names().tables, None])
+    )
     notes: list[str] = Field(default_factory=list)
+
+    @field_validator("published")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                published_table(value)
+            except BenchError as error:
+                raise ValueError(str(error)) from None
+        return value
 
 
 class Quick(Strict):

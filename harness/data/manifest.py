@@ -10,7 +10,7 @@ import json
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,6 +138,7 @@ class Manifest:
     path: Path
     spec: ManifestFile
     file: YamlFile
+    _known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)  # per cell
 
     @property
     def name(self) -> str:
@@ -164,6 +165,11 @@ class Manifest:
 
         Splits and regions enter by cell: other regions are another evaluation of the same training.
         """
+        if "digest" not in self._known:
+            self._known["digest"] = self._digest()
+        return str(self._known["digest"])
+
+    def _digest(self) -> str:
         kept = self.spec.model_dump(
             mode="json", exclude={"title", "licence", "attribution", "obtain", "figures", "splits", "regions"}
         )
@@ -197,6 +203,12 @@ class Manifest:
         Raises:
             BenchError: A case is unknown, or a patient stands in two parts.
         """
+        if (split, fold) not in self._known:
+            self._known[split, fold] = self._parts(split, fold)
+        found: Parts = self._known[split, fold]
+        return found
+
+    def _parts(self, split: str, fold: int | None) -> Parts:
         chosen = self.split(split)
         if chosen.folds is not None:
             return self._fold(chosen, split, fold)

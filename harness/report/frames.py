@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from harness.errors import BenchError
 
@@ -23,6 +25,7 @@ STATUSES = ("ok", "diverged", "oom", "timeout", "error", "interrupted", "skip", 
 FAILED = ("diverged", "oom", "timeout", "error", "interrupted")
 CASE_STATUSES = ("ok", "both_empty", "pred_empty", "ref_empty")
 CELL_KEY = ["dataset", "split", "fold", "model", "loss", "seed"]
+_TEXT_KEY = ["dataset", "split", "model", "loss"]
 NO_FOLD = -1
 
 _NUMBERS = {
@@ -38,6 +41,8 @@ class Frames:
     Attributes:
         cells: One row per planned cell; `CELL_COLUMNS`, `group`, and `command` where it was given.
         cases: Rows of the measured cells only; `CASE_COLUMNS`, `group`, and `length`, the unit of a metric's tolerance.
+            Its text is categorical, a byte or two a row where objects have eight, and sorted as text is sorted; group
+            it with `observed=True`, or pandas 2 makes rows of what does not occur.
         curves: `CURVE_COLUMNS`, `group`, `status` of the cell, and the columns of the loss's terms.
         groups: Data sets in planned order; with several splits of one data set, `name (split)`.
         models: Models in planned order.
@@ -85,18 +90,9 @@ def prepare(
         raise BenchError(f"cells: {describe(twice.iloc[0])} stands twice; give each planned cell one row.")
     cells["group"] = _groups(cells)
 
-    keys = ["group", "status"]
-    known = cells[[*CELL_KEY, *keys]].rename(columns={"status": "cell_status"})
-    cases = cases.merge(known, on=CELL_KEY, how="left", sort=False)
-    stray = cases[cases["cell_status"].isna()]
-    if len(stray):
-        raise BenchError(f"cases: {describe(stray.iloc[0])} is not among the planned cells; give its row in cells too.")
-    cases = cases[cases["cell_status"] == "ok"].drop(columns="cell_status").reset_index(drop=True)
-    length = cases["dataset"].map(lambda d: "voxel" if d in voxels else "mm")
-    cases["length"] = length.where(cases["metric"].str.startswith("nsd@"), "").astype(object)
-
-    measured = pd.MultiIndex.from_frame(cases[CELL_KEY].drop_duplicates())
-    empty = (cells["status"] == "ok") & ~pd.MultiIndex.from_frame(cells[CELL_KEY]).isin(measured)
+    cases, measured = _of_measured(cases, cells)
+    cases["length"] = _lengths(cases, voxels)
+    empty = (cells["status"] == "ok") & ~cells.index.isin(measured)
     cells.loc[empty, "status"] = "error"
     cells.loc[empty, "message"] = "The record says ok, but holds no measured cases."
     curves = _with_cells(curves, cells)
@@ -125,8 +121,10 @@ def _typed(frame: pd.DataFrame, columns: Sequence[str], name: str, required: Seq
     for column in columns:
         if column in _NUMBERS:
             out[column] = _number(out[column], f"{name}.{column}")
+        elif name == "cases":  # millions of rows
+            out[column] = _categorical(out[column])
         else:
-            out[column] = out[column].astype(object).where(out[column].notna(), "").map(str).astype(object)
+            out[column] = _texts(out[column])
     if "fold" in columns:
         out["fold"] = out["fold"].fillna(NO_FOLD).astype(int)
     if "seed" in columns:
@@ -136,7 +134,25 @@ def _typed(frame: pd.DataFrame, columns: Sequence[str], name: str, required: Seq
     return out
 
 
+def _texts(column: pd.Series) -> pd.Series:
+    return column.astype(object).where(column.notna(), "").map(str).astype(object)
+
+
+def _categorical(column: pd.Series) -> pd.Series:
+    """As categories of text, sorted and without one that does not occur."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        names, codes = column.cat.categories, column.cat.codes.to_numpy()
+        whole = names.is_monotonic_increasing and all(isinstance(n, str) for n in names) and not (codes < 0).any()
+        if whole and bool((np.bincount(codes, minlength=len(names)) > 0).all()):
+            return column
+    texts = _texts(column)
+    names = pd.Index(sorted(set(texts)), dtype=object)
+    return pd.Series(pd.Categorical(texts, categories=names), index=column.index)
+
+
 def _number(column: pd.Series, where: str) -> pd.Series:
+    if pd.api.types.is_float_dtype(column.dtype):
+        return column.astype(float)
     blank = column.astype(object)
     blank = blank.where(blank.map(lambda v: v is not None and v != ""), float("nan"))
     try:
@@ -155,6 +171,33 @@ def _groups(cells: pd.DataFrame) -> list[str]:
     splits = {d: set(part["split"]) for d, part in cells.groupby("dataset", sort=False)}
     pairs = zip(cells["dataset"], cells["split"], strict=True)
     return [f"{d} ({s})" if len(splits[d]) > 1 else str(d) for d, s in pairs]
+
+
+def _of_measured(cases: pd.DataFrame, cells: pd.DataFrame) -> tuple[pd.DataFrame, NDArray[np.int64]]:
+    """The rows of the cells that are `ok`, with `group`, and the positions of all cells that have rows."""
+    run = cases.groupby(CELL_KEY, sort=False, observed=True).ngroup()
+    firsts = cases.loc[~run.duplicated(), CELL_KEY].astype(dict.fromkeys(_TEXT_KEY, object))
+    found = firsts.merge(cells[CELL_KEY].assign(at=np.arange(len(cells))), on=CELL_KEY, how="left", sort=False)["at"]
+    if found.isna().any():
+        stray = firsts.iloc[int(found.isna().to_numpy().argmax())]
+        raise BenchError(f"cases: {describe(stray)} is not among the planned cells; give its row in cells too.")
+    at = found.to_numpy(np.int64)
+    groups = pd.Categorical(cells["group"], categories=pd.Index(sorted(set(cells["group"])), dtype=object))
+    out = cases.assign(group=groups[at[run.to_numpy()]])
+    ok = (cells["status"] == "ok").to_numpy()[at]
+    if not ok.all():
+        out = out[ok[run.to_numpy()]].reset_index(drop=True)
+    texts = [c for c in out.columns if isinstance(out[c].dtype, pd.CategoricalDtype)]
+    return out.assign(**{c: _categorical(out[c]) for c in texts}), at
+
+
+def _lengths(cases: pd.DataFrame, voxels: Sequence[str]) -> pd.Categorical:
+    """The unit of the tolerance of each row's metric; empty where it has none."""
+    names = ["", "mm", "voxel"]
+    tolerant = np.array([m.startswith("nsd@") for m in cases["metric"].cat.categories], bool)
+    units = np.array([names.index("voxel" if d in voxels else "mm") for d in cases["dataset"].cat.categories], np.int8)
+    codes = np.where(tolerant[cases["metric"].cat.codes], units[cases["dataset"].cat.codes], 0)
+    return pd.Categorical.from_codes(codes, pd.Index(names, dtype=object)).remove_unused_categories()
 
 
 def _with_cells(curves: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:

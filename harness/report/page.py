@@ -2,49 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from harness.metrics.table import METRICS
 from harness.report import checks
+from harness.report.board import BoardColumn, boards
+from harness.report.charts import charts
 from harness.report.figures import Picture
-from harness.report.frames import FAILED, Frames, by_group
+from harness.report.frames import FAILED, Frames
 from harness.report.provenance import cell_rows, provenance
-from harness.report.tables import (
-    Measure,
-    Spread,
-    SurveyTable,
-    leaderboard,
-    measures,
-    of_measure,
-    run_means,
-    spread,
-    triples,
-)
+from harness.report.tables import measures
+from harness.report.view import TableView
+from harness.report.words import STATUS, attribute, count, joined, label, number
 
-INLINE_BUDGET = 650_000
-NO_VERDICT = (
-    "No verdicts: this page shows means and their spread over seeds. Which differences would hold for other patients "
-    "and other trainings takes confidence intervals, which this version does not compute."
-)
-WORDS = {
-    "ok": "measured",
-    "diverged": "diverged",
-    "oom": "out of memory",
-    "timeout": "timed out",
-    "error": "crashed",
-    "interrupted": "interrupted",
-    "skip": "skipped",
-    "missing": "not run yet",
-    "stale": "stale",
-}
-STRIP = (132.0, 6.0)  # width and inner margin of the drawing of single runs, in px
+# What all drawings together may take of the page, in bytes; beyond it the page refers to the files beside it.
+INLINE_BUDGET = 4_000_000
+CURVES = "Training loss per epoch on "  # how the title of the figure starts that the page can draw itself
 
 
 def environment() -> Environment:
@@ -57,7 +35,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters.update({"num": number, "word": WORDS.__getitem__, "label": label})
+    env.filters.update({"num": number, "word": STATUS.__getitem__, "label": label, "attribute": attribute})
     return env
 
 
@@ -65,11 +43,13 @@ def render(
     title: str,
     description: str,
     frames: Frames,
-    tables: Sequence[SurveyTable],
-    means: Sequence[SurveyTable],
     pictures: Mapping[str, Sequence[Picture]],
     order: Sequence[str],
     about: Mapping[str, Any],
+    *,
+    views: Sequence[TableView] = (),
+    verdict: str,
+    extra: Mapping[str, Sequence[BoardColumn]] | None = None,
 ) -> str:
     """The whole page as HTML.
 
@@ -77,34 +57,26 @@ def render(
         title: Name of the suite.
         description: Sentences under the title.
         frames: The prepared frames.
-        tables: One survey table per data set.
-        means: The same without the classes, for the section `hyperparameters`.
         pictures: Section to its pictures.
-        order: Sections between leaderboard and failures.
+        order: Sections between leaderboard and notes.
         about: What the user tells about data, commands and environment.
+        views: The tables; each stands in the section of its `layout`.
+        verdict: The sentence under the headline.
+        extra: Data set to further columns of its leaderboard, see `board.BoardColumn`.
     """
-    middle = []
-    left = INLINE_BUDGET
-    for name in order:
-        if name in ("survey_table", "hyperparameters"):
-            shown = [survey_view(t) for t in (tables if name == "survey_table" else means) if t.columns]
-            middle.append({"name": name, "tables": shown, "figures": []})
-        elif pictures.get(name):
-            figures, left = _figures(pictures[name], left)
-            middle.append({"name": name, "tables": [], "figures": figures})
-        elif name == "curves":
-            middle.append({"name": name, "tables": [], "figures": []})
+    middle, cost_figures = _sections(frames, pictures, order, views)
     pairs = checks.fairness(frames)
     return environment().get_template("index.html.j2").render(
         title=title,
         description=description,
         headline=headline(frames),
-        counts=key_numbers(frames),
         fairness_line=fairness_line(pairs),
-        no_verdict=NO_VERDICT,
+        verdict=verdict,
         pooled=[METRICS[n].title for n in frames.pooled],
         one_seed=frames.cells["seed"].nunique() < 2,
-        boards=[board_view(frames, g) for g in frames.groups],
+        boards=boards(frames, extra),
+        verdicts=any(c.heading == "Tier" for columns in (extra or {}).values() for c in columns),
+        facets=facets(frames),
         middle=middle,
         failed=failed_rows(frames),
         waiting=waiting_rows(frames),
@@ -112,54 +84,36 @@ def render(
         empties=checks.empties(frames),
         partial=[METRICS[n].title for n in checks.partial(frames)],
         policy=checks.empty_policy(frames),
-        costs=checks.costs(frames),
-        cells=cell_rows(frames),
+        costs=cost_blocks(frames),
+        cost_figures=cost_figures,
+        cells=cell_rows(frames, about),
         n_cells=len(frames.cells),
         about=provenance(about),
         several_groups=len(frames.groups) > 1,
+        groups=frames.groups,
         has_folds=bool((frames.cells["fold"] >= 0).any()),
     ) + "\n"  # fmt: skip
 
 
-def render_tables(title: str, tables: Sequence[SurveyTable]) -> str:
-    """The survey tables alone, as a page to copy from."""
-    shown = [survey_view(t) for t in tables if t.columns]
-    return environment().get_template("survey_table.html.j2").render(title=title, tables=shown) + "\n"
-
-
 def headline(frames: Frames) -> str:
     """What was measured, in one sentence."""
-    counts = {str(k): int(v) for k, v in frames.cells["status"].value_counts().items()}
+    found = {str(k): int(v) for k, v in frames.cells["status"].value_counts().items()}
     folds = frames.cells.loc[frames.cells["fold"] >= 0, "fold"].nunique()
     parts = [
-        _count(len(frames.losses), "loss", "losses"),
-        _count(len(frames.models), "model"),
-        _count(len(frames.groups), "data set"),
-        *([_count(folds, "fold")] if folds else []),
-        _count(frames.cells["seed"].nunique(), "seed"),
+        count(len(frames.losses), "loss", "losses"),
+        count(len(frames.models), "model"),
+        count(len(frames.groups), "data set"),
+        *([count(folds, "fold")] if folds else []),
+        count(frames.cells["seed"].nunique(), "seed"),
     ]
-    failed = {s: counts[s] for s in FAILED if s in counts}
-    tail = [f"{counts.get('ok', 0)} measured"]
+    failed = {s: found[s] for s in FAILED if s in found}
+    tail = [f"{found.get('ok', 0)} measured"]
     if failed:
-        tail.append(f"{sum(failed.values())} failed ({', '.join(f'{n} {WORDS[s]}' for s, n in failed.items())})")
+        tail.append(f"{sum(failed.values())} failed ({', '.join(f'{n} {STATUS[s]}' for s, n in failed.items())})")
     else:
         tail.append("none failed")
-    tail += [f"{counts[s]} {WORDS[s]}" for s in ("skip", "missing", "stale") if s in counts]
-    return f"{' × '.join(parts)}. Of {_count(len(frames.cells), 'planned run')}, {_and(tail)}."
-
-
-def key_numbers(frames: Frames) -> list[tuple[str, str]]:
-    """The few numbers under the headline."""
-    ok = int((frames.cells["status"] == "ok").sum())
-    patients = frames.cases.groupby("group")["patient"].nunique().sum() if len(frames.cases) else 0
-    classes = frames.cases.groupby("group")["class"].nunique().sum() if len(frames.cases) else 0
-    return [
-        ("runs measured", f"{ok} / {len(frames.cells)}"),
-        ("losses", str(len(frames.losses))),
-        ("seeds", str(frames.cells["seed"].nunique())),
-        ("test patients", str(int(patients))),
-        ("classes", str(int(classes))),
-    ]
+    tail += [f"{found[s]} {STATUS[s]}" for s in ("skip", "missing", "stale") if s in found]
+    return f"{' × '.join(parts)}. Of {count(len(frames.cells), 'planned run')}, {joined(tail)}."
 
 
 def fairness_line(pairs: Sequence[checks.Pairing]) -> tuple[str, bool]:
@@ -178,56 +132,24 @@ def fairness_line(pairs: Sequence[checks.Pairing]) -> tuple[str, bool]:
     return "Every loss started from the same weights and saw the same first batches, in each comparison.", True
 
 
-def board_view(frames: Frames, group: str) -> dict[str, Any]:
-    """The leaderboard of one data set: losses of a model ordered by the mean of the first measure, without ranks."""
-    cases = frames.cases[frames.cases["group"] == group]
-    found = measures(cases, frames.pooled)
-    board = leaderboard(frames)
-    records = cast(list[dict[str, Any]], board[board["dataset"] == group].to_dict("records"))
-    extra = {(r["model"], r["loss"]): r for r in records}
-    means = run_means(cases, frames.pooled)
-    rows = []
-    for (name, model, loss), _ in triples(frames):
-        if name != group:
-            continue
-        own = means[(means["model"] == model) & (means["loss"] == loss)]
-        rows.append(extra[model, loss] | {"spreads": [spread(of_measure(own, m)) for m in found]})
-    if found:
-        sign = 1 if found[0].lower_is_better else -1
-        rows.sort(key=lambda r: math.inf if math.isnan(r["spreads"][0].mean) else sign * r["spreads"][0].mean)
-        _add_strips(rows, found[0])
+def facets(frames: Frames) -> dict[str, list[str]]:
+    """What the page can be filtered by: the choices of each kind, as the tables write them."""
+    metrics = [m.heading for m in measures(frames.cases, frames.pooled)] if len(frames.cases) else []
+    classes = [str(c).replace("_", " ") for c in frames.cases["class"]]
     return {
-        "group": group,
-        "blocks": {m: [r for r in rows if r["model"] == m] for m in by_group(frames, group, frames.cells)},
-        "measures": [{"name": m.heading, "profile": m.shown_profile(found), "measure": m} for m in found],
-        "axis": _axis(rows, found),
-        "patients": cases["patient"].nunique(),
+        "dataset": frames.groups,
+        "model": frames.models,
+        "metric": list(dict.fromkeys(metrics)),
+        "class": list(dict.fromkeys(classes)),
     }
 
 
-def survey_view(table: SurveyTable) -> dict[str, Any]:
-    """The survey's table with its two rows of headings."""
-    found = list(dict.fromkeys(c.measure for c in table.columns))
-    heads = [
-        {
-            "name": m.heading,
-            "profile": m.shown_profile(found),
-            "span": len(list(cs)),
-            "lower": m.lower_is_better,
-        }
-        for m, cs in groupby(table.columns, key=lambda c: c.measure)
-    ]
-    starts = {sum(int(h["span"]) for h in heads[:i]) for i in range(len(heads))}
-    names = ["mean" if c.name == "average" else c.name.replace("_", " ") for c in table.columns]
-    return {
-        "group": table.group,
-        "heads": heads,
-        "names": names,
-        "decimals": [c.measure.decimals for c in table.columns],
-        "rows": table.rows,
-        "runs": table.runs,
-        "starts": starts,
-    }
+def cost_blocks(frames: Frames) -> dict[str, dict[str, list[checks.Cost]]]:
+    """Data set to model to the costs of its losses, in planned order."""
+    out: dict[str, dict[str, list[checks.Cost]]] = {}
+    for cost in checks.costs(frames):
+        out.setdefault(cost.group, {}).setdefault(cost.model, []).append(cost)
+    return out
 
 
 def failed_rows(frames: Frames) -> list[dict[str, Any]]:
@@ -248,64 +170,38 @@ def waiting_rows(frames: Frames) -> list[dict[str, Any]]:
     return rows
 
 
-def number(value: float, decimals: int = 2) -> str:
-    """A number with fixed decimals; an en dash where there is none."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value:,.{decimals}f}".replace(",", "\u202f").replace("-", "\u2212")
+def _sections(
+    frames: Frames,
+    pictures: Mapping[str, Sequence[Picture]],
+    order: Sequence[str],
+    views: Sequence[TableView],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The sections in the user's order, and the figures for the section on cost, which the page always has."""
+    left = INLINE_BUDGET
+    drawn = {c["group"]: c for c in charts(frames)} if pictures.get("curves") else {}
+    middle: list[dict[str, Any]] = []
+    cost: list[dict[str, Any]] = []
+    for name in order:
+        section: dict[str, Any] = {"name": name, "views": [v for v in views if v.layout == name]}
+        section["figures"], left = _figures(pictures.get(name, ()), left, drawn)
+        if name == "cost":
+            cost = section["figures"]
+        elif section["views"] or section["figures"] or name == "curves":
+            middle.append(section)
+    return middle, cost
 
 
-def label(name: str) -> Markup:
-    """A loss or model with its arguments set smaller; the text stays `focal(gamma=2)`."""
-    head, bracket, tail = name.partition("(")
-    if not head or not bracket or not name.endswith(")"):
-        return escape(name)
-    return escape(head) + Markup('<span class="args">') + escape(bracket + tail) + Markup("</span>")
-
-
-def _figures(pictures: Sequence[Picture], left: int) -> tuple[list[dict[str, Any]], int]:
+def _figures(
+    pictures: Sequence[Picture], left: int, drawn: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[dict[str, Any]], int]:
     """Inline while the page stays small; beyond that the page refers to the file beside it."""
     out = []
     for p in pictures:
         fits = len(p.svg) <= left
         left -= len(p.svg) if fits else 0
+        # Not every picture belongs to one data set or model, and few can be looked through.
+        more = {name: getattr(p, name, "") for name in ("group", "model", "viewer")}
+        chart = drawn.get(more["group"]) if p.title.startswith(CURVES) else None
         # The SVG is our own drawing; matplotlib has escaped the names in it.
-        out.append({"picture": p, "svg": Markup(p.svg) if fits else None})
+        out.append({"picture": p, "svg": Markup(p.svg) if fits else None, "chart": chart, **more})
     return out, left
-
-
-def _axis(rows: Sequence[dict[str, Any]], found: Sequence[Measure]) -> tuple[float, float] | None:
-    values = [v for r in rows for v in r["spreads"][0].runs] if found else []
-    return (min(values) * found[0].scale, max(values) * found[0].scale) if values else None
-
-
-def _add_strips(rows: Sequence[dict[str, Any]], measure: Measure) -> None:
-    limits = _axis(rows, [measure])
-    for row in rows:
-        row["strip"] = _strip(row["spreads"][0], measure, limits) if limits else None
-
-
-def _strip(s: Spread, measure: Measure, limits: tuple[float, float]) -> dict[str, Any] | None:
-    if not s.runs:
-        return None
-    width, margin = STRIP
-    low, high = limits
-
-    def place(value: float) -> str:
-        share = 0.5 if high == low else (value * measure.scale - low) / (high - low)
-        return f"{margin + share * (width - 2 * margin):.1f}"
-
-    return {
-        "width": f"{width:.0f}",
-        "dots": [place(v) for v in s.runs],
-        "mean": place(s.mean),
-        "label": "single runs: " + ", ".join(number(v * measure.scale, measure.decimals) for v in s.runs),
-    }
-
-
-def _count(n: int, one: str, many: str = "") -> str:
-    return f"{n} {one if n == 1 else many or one + 's'}"
-
-
-def _and(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 import textwrap
 from collections.abc import Mapping
@@ -64,7 +66,22 @@ class Panel:
             raise BenchError(f"panel of case {self.case!r}: no predictions; give at least one loss.")
 
 
-def draw_panel(panel: Panel, folder: Path, name: str) -> Picture:
+@dataclass(frozen=True)
+class SlicePicture(Picture):
+    """A figure of slices, with what the page needs to look through them.
+
+    Attributes:
+        group: Name of the data set.
+        model: Label of the model.
+        viewer: See `viewer_data`.
+    """
+
+    group: str
+    model: str
+    viewer: dict[str, Any]
+
+
+def draw_panel(panel: Panel, folder: Path, name: str) -> SlicePicture:
     """Draw the reference and one small multiple per loss, cropped to the labels."""
     window = crop(panel)
     shown = [k for k in panel.classes if k in _labels(panel)]
@@ -95,7 +112,49 @@ def draw_panel(panel: Panel, folder: Path, name: str) -> Picture:
     if panel.image is None:
         caption += " Contours only: the licence of the images does not allow to show voxels."
     caption = f"{caption} {panel.note}".strip()
-    return Picture(name, svg, title, caption)
+    return SlicePicture(name, svg, title, caption, panel.dataset, panel.model, viewer_data(panel))
+
+
+def viewer_data(panel: Panel) -> dict[str, Any]:
+    """The slice as plain values for the page's viewer, cropped as the figure is.
+
+    Returns:
+        `width` and `height` in pixels; `image`, a grey PNG as a data URI, or None where voxels must not be shown;
+        `classes` (name, colour, dashes) in the order of the paths; `layers`, the reference first and then each
+        prediction, with `name` and one SVG path of contours per class in `paths`; a pixel is one unit wide.
+    """
+    window = crop(panel)
+    shown = [k for k in panel.classes if k in _labels(panel)]
+    style = dict(zip(panel.classes, style_of([str(k) for k in panel.classes]).values(), strict=True))
+    layers = [("reference", panel.truth), *panel.predictions.items()]
+    return {
+        "width": window[1].stop - window[1].start,
+        "height": window[0].stop - window[0].start,
+        "image": None if panel.image is None else _png(panel.image[window]),
+        "classes": [{"name": panel.classes[k], "colour": style[k][0], "dash": list(style[k][1])} for k in shown],
+        "layers": [{"name": name, "paths": [_path(label[window] == k) for k in shown]} for name, label in layers],
+    }
+
+
+def _png(image: NDArray[Any]) -> str:
+    from PIL import Image
+
+    low, high = _grey_range(image)
+    grey = np.clip((np.nan_to_num(image.astype(float), nan=low) - low) / (high - low), 0, 1) * 255
+    stream = io.BytesIO()
+    Image.fromarray(np.round(grey).astype(np.uint8)).save(stream, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def _grey_range(image: NDArray[Any]) -> tuple[float, float]:
+    low, high = (float(v) for v in np.nanpercentile(np.asarray(image, dtype=float), [0.5, 99.5]))
+    return low, max(high, low + 1e-9)
+
+
+def _path(mask: NDArray[np.bool_]) -> str:
+    """Contours as an SVG path; the centre of the first pixel is (0.5, 0.5)."""
+    lines = [" ".join(f"{x:g} {y:g}" for y, x in line - 0.5) for line in _lines(mask)]
+    return "".join(f"M{line}" for line in lines)
 
 
 def crop(panel: Panel) -> tuple[slice, slice]:
@@ -123,8 +182,8 @@ def _ground(ax: Axes, panel: Panel, window: tuple[slice, slice]) -> None:
         ax.add_patch(_rectangle(width, height))
     else:
         image = np.asarray(panel.image[window], dtype=float)
-        low, high = np.nanpercentile(image, [0.5, 99.5])
-        ax.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-9), interpolation="none")
+        low, high = _grey_range(image)
+        ax.imshow(image, cmap="gray", vmin=low, vmax=high, interpolation="none")
     ax.set_xlim(-0.5, width - 0.5)
     ax.set_ylim(height - 0.5, -0.5)
     ax.set_aspect("equal")
@@ -137,13 +196,17 @@ def _rectangle(width: int, height: int) -> Any:
 
 
 def _contour(ax: Axes, mask: NDArray[np.bool_], *, color: str, linewidth: float, dashes: tuple[float, ...]) -> None:
-    from skimage.measure import find_contours
-
-    # A rim of zeros closes the contours of what touches the border.
-    for line in find_contours(np.pad(mask.astype(float), 1), 0.5):
+    for line in _lines(mask):
         (drawn,) = ax.plot(line[:, 1] - 1, line[:, 0] - 1, color=color, linewidth=linewidth)
         if dashes:
             drawn.set_dashes(dashes)
+
+
+def _lines(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
+    """Contours as rows of (y, x) in pixels of the mask padded by one: the rim of zeros closes those at the border."""
+    from skimage.measure import find_contours
+
+    return list(find_contours(np.pad(mask.astype(float), 1), 0.5))
 
 
 def _reference(ax: Axes, panel: Panel, mask: NDArray[np.bool_]) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from harness.cell import PROFILE
@@ -89,15 +90,17 @@ def apply_policy(cases: pd.DataFrame) -> pd.DataFrame:
         BenchError: A status or a metric is unknown, or the number that the policy asks for is not in the row.
     """
     out = cases.copy()
-    unknown = sorted(set(out["status"]) - set(CASE_STATUSES))
+    unknown = sorted(set(out["status"].unique()) - set(CASE_STATUSES))
     if unknown:
         raise BenchError(f"cases.status: {unknown[0]!r} is unknown; expected one of {', '.join(CASE_STATUSES)}.")
     value, worst = pd.to_numeric(out["value"]), pd.to_numeric(out["worst"])
-    kinds = out[["metric", "profile", "status"]].drop_duplicates().itertuples(index=False, name=None)
-    rules = {kind: (applies(*kind), takes_worst(*kind)) for kind in kinds}
-    found = [rules[kind] for kind in zip(out["metric"], out["profile"], out["status"], strict=True)]
-    counted = pd.Series([f[0] for f in found], index=out.index, dtype=bool)
-    fallback = pd.Series([f[1] for f in found], index=out.index, dtype=bool)
+    kind = out.groupby(["metric", "profile", "status"], sort=False, observed=True).ngroup().to_numpy()
+    first = out.iloc[np.unique(kind, return_index=True)[1]]  # one row of each kind: there are few kinds, and many rows
+    kinds = [
+        (str(m), str(p), str(s)) for m, p, s in zip(first["metric"], first["profile"], first["status"], strict=True)
+    ]
+    counted = pd.Series(np.array([applies(*k) for k in kinds], bool)[kind], index=out.index)
+    fallback = pd.Series(np.array([takes_worst(*k) for k in kinds], bool)[kind], index=out.index)
     out["score"] = value.where(value.notna() | ~fallback, worst).where(counted, NAN).astype(float)
     lacking = out[out["score"].isna() & counted]
     if len(lacking):
@@ -138,8 +141,8 @@ def class_means(cases: pd.DataFrame, pooled: Sequence[str] = ()) -> pd.DataFrame
         return pd.DataFrame(columns=[*keys, "score", "n"])
     scored = apply_policy(cases)
     scored = scored[scored["unit"] != COUNT_UNIT]
-    patients = scored.groupby([*keys, "patient"], sort=False)["score"].mean()
-    grouped = patients.groupby(level=keys, sort=False)
+    patients = scored.groupby([*keys, "patient"], sort=False, observed=True)["score"].mean()
+    grouped = patients.groupby(level=keys, sort=False, observed=True)
     found = pd.DataFrame({"score": grouped.mean(), "n": grouped.count()}).reset_index()
     return pd.concat([found, *(_pooled(cases, name) for name in pooled)], ignore_index=True) if pooled else found
 
@@ -147,8 +150,10 @@ def class_means(cases: pd.DataFrame, pooled: Sequence[str] = ()) -> pd.DataFrame
 def _pooled(cases: pd.DataFrame, name: str) -> pd.DataFrame:
     """The IoU of each run and class from its counts, in the columns of `class_means`."""
     rows = []
-    for key, part in cases[cases["metric"].isin(("tp", "fp", "fn"))].groupby([*_RUN, "class", "profile"], sort=False):
-        by = part.pivot_table(index=["patient", "case"], columns="metric", values="value", sort=False)
+    for key, part in cases[cases["metric"].isin(("tp", "fp", "fn"))].groupby(
+        [*_RUN, "class", "profile"], sort=False, observed=True
+    ):
+        by = part.pivot_table(index=["patient", "case"], columns="metric", values="value", sort=False, observed=True)
         counts = [(float(tp), float(fp), float(fn)) for tp, fp, fn in zip(by["tp"], by["fp"], by["fn"], strict=True)]
         iou = pooled_iou(counts)
         seen = by[by.sum(axis=1) > 0].reset_index()["patient"].nunique()
@@ -159,11 +164,15 @@ def _pooled(cases: pd.DataFrame, name: str) -> pd.DataFrame:
 
 def run_means(cases: pd.DataFrame, pooled: Sequence[str] = ()) -> pd.DataFrame:
     """Mean over classes of `class_means`, per run and measure: columns as there, without class and n."""
+    return over_classes(class_means(cases, pooled))
+
+
+def over_classes(per_class: pd.DataFrame) -> pd.DataFrame:
+    """`run_means` from what `class_means` gave."""
     keys = [*_RUN, *_KEYS]
-    per_class = class_means(cases, pooled)
     if per_class.empty:
         return pd.DataFrame(columns=[*keys, "score"])
-    return per_class.groupby(keys, sort=False)["score"].mean().reset_index()
+    return per_class.groupby(keys, sort=False, observed=True)["score"].mean().reset_index()
 
 
 class Spread(NamedTuple):
@@ -175,19 +184,24 @@ class Spread(NamedTuple):
 
 
 def spread(values: pd.DataFrame) -> Spread:
-    """Summarise the rows of one loss and measure: columns fold, seed, score.
+    """Summarise the rows of one loss and measure: columns fold, seed, score; see `spread_of`."""
+    return spread_of(zip(values["fold"], values["seed"], values["score"], strict=True))
+
+
+def spread_of(rows: Iterable[tuple[int, int, float]]) -> Spread:
+    """Summarise the runs of one loss and measure, given as (fold, seed, score).
 
     The standard deviation is that of the seeds' means over folds, among seeds that have every fold; one seed has none.
     """
-    known = values[values["score"].notna()].sort_values(["fold", "seed"])
-    runs = [float(v) for v in known["score"]]
-    if not runs:
+    known = sorted(((f, s, float(v)) for f, s, v in rows if not math.isnan(v)), key=lambda row: row[:2])
+    if not known:
         return Spread(NAN, NAN, ())
-    folds = known["fold"].nunique()
-    per_seed = [[float(v) for v in part["score"]] for _, part in known.groupby("seed")]
+    runs = tuple(v for _, _, v in known)
+    folds = len({f for f, _, _ in known})
+    per_seed = [[v for _, s, v in known if s == seed] for seed in sorted({s for _, s, _ in known})]
     whole = [statistics.fmean(part) for part in per_seed if len(part) == folds]
     sd = statistics.stdev(whole) if len(whole) > 1 else NAN
-    return Spread(statistics.fmean(runs), sd, tuple(runs))
+    return Spread(statistics.fmean(runs), sd, runs)
 
 
 def leaderboard(frames: Frames) -> pd.DataFrame:
@@ -239,87 +253,17 @@ class Column:
     measure: Measure
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A number of the survey's table.
-
-    Attributes:
-        value: In the shown unit (per cent, mm or voxel); NaN where there is none.
-        sd: Over seeds, in the shown unit; NaN with one seed.
-        mark: "best", "second" or "".
-    """
-
-    value: float
-    sd: float
-    mark: str = ""
-
-
-@dataclass(frozen=True)
-class SurveyTable:
-    """One data set in the layout of Azad et al. 2023, Table 3: rows by model and loss, columns by class, then means."""
-
-    group: str
-    columns: list[Column]
-    rows: dict[str, dict[str, list[Entry]]]
-    runs: dict[tuple[str, str], str]  # (model, loss) → "4/5 runs" where runs are missing: those are never marked
-
-
-def survey_table(frames: Frames, group: str, *, only_means: bool = False) -> SurveyTable:
-    """Dice per class, mean Dice and mean HD95 in the survey's layout, and the means of what else the suite asked for.
-
-    Args:
-        frames: The prepared frames.
-        group: The data set.
-        only_means: Leave the classes out.
-
-    The best and the second best of a column within a model are marked by the printed number; equal
-    numbers share a mark, and a column with one distinct number has none.
-    """
-    cases = frames.cases[frames.cases["group"] == group]
-    found = measures(cases, frames.pooled)
-    dice = [m for m in found if m.metric == "dice"][:1]  # one profile by class, all of them as means
-    classes = [] if only_means else list(dict.fromkeys(cases["class"]))
+def survey_columns(found: Sequence[Measure], classes: Sequence[str]) -> list[Column]:
+    """Dice by class where there are several, then the means: one profile by class, all of them as means."""
+    dice = [m for m in found if m.metric == "dice"][:1]
     columns = [Column(c, m) for m in dice for c in classes] if len(classes) > 1 else []
-    columns += [Column("average", m) for m in [*dice, *(m for m in _in_survey(found) if m not in dice)]]
-    per_class, per_run = class_means(cases, frames.pooled), run_means(cases, frames.pooled)
-    rows: dict[str, dict[str, list[Entry]]] = {}
-    runs: dict[tuple[str, str], str] = {}
-    for (name, model, loss), planned in triples(frames):
-        if name != group:
-            continue
-        entries = []
-        for column in columns:
-            source = per_run if column.name == "average" else per_class[per_class["class"] == column.name]
-            own = source[(source["model"] == model) & (source["loss"] == loss)]
-            s, k = spread(of_measure(own, column.measure)), column.measure.scale
-            entries.append(Entry(s.mean * k, s.sd * k))
-        rows.setdefault(model, {})[loss] = entries
-        measured = int((planned["status"] == "ok").sum())
-        if measured < len(planned):
-            runs[model, loss] = f"{measured}/{len(planned)} runs"
-    marked = {m: _marked(block, columns, {x for x in block if (m, x) not in runs}) for m, block in rows.items()}
-    return SurveyTable(group, columns, marked, runs)
+    return columns + [Column("average", m) for m in [*dice, *(m for m in survey_metrics(found) if m not in dice)]]
 
 
-def _in_survey(found: Sequence[Measure]) -> list[Measure]:
+def survey_metrics(found: Sequence[Measure]) -> list[Measure]:
     """DSC and HD95, as published, where no more than the usual was measured; else everything."""
     published = [m for m in found if m.metric in ("dice", "hd95")]
     return published if published and all(m.metric in _USUAL for m in found) else list(found)
-
-
-def survey_frame(tables: Sequence[SurveyTable]) -> pd.DataFrame:
-    """The tables as one long frame with the columns of the published tables, and dataset, profile, sd, mark."""
-    names = ["dataset", "model", "loss", "class", "metric", "profile", "unit", "value", "sd", "mark"]
-    rows = []
-    for table in tables:
-        for model, block in table.rows.items():
-            for loss, entries in block.items():
-                for column, e in zip(table.columns, entries, strict=True):
-                    m = column.measure
-                    rows.append(
-                        (table.group, model, loss, column.name, m.name, m.profile, m.shown_unit, e.value, e.sd, e.mark)
-                    )
-    return pd.DataFrame(rows, columns=names)
 
 
 def marks(values: Sequence[float], *, lower_is_better: bool, decimals: int = 2) -> list[str]:
@@ -332,25 +276,9 @@ def marks(values: Sequence[float], *, lower_is_better: bool, decimals: int = 2) 
     return ["" if p is None else names.get(p, "") for p in printed]
 
 
-def _marked(block: dict[str, list[Entry]], columns: Sequence[Column], complete: set[str]) -> dict[str, list[Entry]]:
-    """Mark among the losses with all their runs: a mean that leaves the hard run out is no better mean."""
-    by_column = [
-        marks(
-            [entries[i].value if loss in complete else math.nan for loss, entries in block.items()],
-            lower_is_better=c.measure.lower_is_better,
-            decimals=c.measure.decimals,
-        )
-        for i, c in enumerate(columns)
-    ]
-    return {
-        loss: [Entry(e.value, e.sd, by_column[i][row]) for i, e in enumerate(entries)]
-        for row, (loss, entries) in enumerate(block.items())
-    }
-
-
 def triples(frames: Frames) -> list[tuple[tuple[str, str, str], pd.DataFrame]]:
     """The cells of each (data set, model, loss), in planned order."""
-    parts = {k: part for k, part in frames.cells.groupby(["group", "model", "loss"], sort=False)}
+    parts = {k: part for k, part in frames.cells.groupby(["group", "model", "loss"], sort=False, observed=True)}
     order = [(g, m, name) for g in frames.groups for m in frames.models for name in frames.losses]
     return [(key, parts[key]) for key in order if key in parts]
 

@@ -9,14 +9,21 @@ from typing import Any
 import pandas as pd
 
 from harness.errors import BenchError
-from harness.report import page
-from harness.report.figures import Picture, dice_distribution, loss_curves
-from harness.report.frames import NO_FOLD, Frames, by_group, prepare
+from harness.report import page, verdicts
+from harness.report.csvfile import write_csv
+from harness.report.figures import FIGURES, Picture, draw_all
+from harness.report.frames import NO_FOLD, prepare
+from harness.report.layouts import LAYOUTS as TABLES
 from harness.report.palette import slug
 from harness.report.qualitative import Panel, draw_panel
-from harness.report.tables import apply_policy, leaderboard, survey_frame, survey_table
+from harness.report.tablefiles import write_tables, write_views
+from harness.report.tables import apply_policy, leaderboard
+from harness.report.verdicts import Ranking
 
-LAYOUTS = ("survey_table", "hyperparameters", "curves", "distributions", "qualitative")
+LAYOUTS = (*TABLES, "curves", "distributions", "qualitative")
+# Behind the sections that the suite asks for; each is left out where it has nothing to show.
+USUAL = ("published", "distributions", "classes", "sweeps", "validation", "volume", "cost", "cases", "variance",
+         "sensitivity", "qualitative")  # fmt: skip
 
 
 def write_report(
@@ -32,6 +39,9 @@ def write_report(
     panels: Sequence[Panel] = (),
     pooled: Sequence[str] = (),
     voxels: Sequence[str] = (),
+    ranking: Ranking | None = None,
+    published: str | None = None,
+    specs: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `index.html`, the numbers as CSV (leaderboard, cells, cases, curves), `tables/` and `figures/`.
 
@@ -42,13 +52,16 @@ def write_report(
         cases: Rows of all cases.csv, see `frames.CASE_COLUMNS`, one row per case, class and metric.
         curves: One row per training and epoch, see `frames.CURVE_COLUMNS`.
         out: Folder of the report; made if needed. Figures and tables of an earlier report there are replaced.
-        layout: Sections in the middle of the page, in order, out of `LAYOUTS`. Distributions and panels follow when
-            they are not named.
+        layout: Sections in the middle of the page, in order, out of `LAYOUTS`, behind the statistics; the other figures
+            and the panels follow.
         about: Provenance: `suite` (text), `commands`, `data` (mappings with name, attribution, licence, source),
             `environment` (mappings), `notes`, `learning_rates` (sentences), `generated`; other keys are shown as text.
         panels: Qualitative slices.
         pooled: Metrics that are made from the counts of all cases of a run, such as miou.
         voxels: Data sets whose distances are in voxels, because no spacing is known.
+        ranking: What the suite ranks by, and its baseline.
+        published: Name of a published table to set the numbers beside.
+        specs: Specification of each loss by its label, for the comparison with a published table.
 
     Returns:
         The path of `index.html`.
@@ -61,46 +74,40 @@ def write_report(
         raise BenchError(f"report.layout: {unknown[0]!r} is unknown; expected names out of {', '.join(LAYOUTS)}.")
     if cells.empty:
         raise BenchError("report: no planned cells; a report needs at least one row in `cells`.")
+    ranking = ranking or Ranking()
     frames = prepare(cells, cases, curves, pooled, voxels)
     out.mkdir(parents=True, exist_ok=True)
     _clear(out)
-    sections = {
-        "curves": _curve_pictures(frames, out / "figures"),
-        "distributions": _distribution_pictures(frames, out / "figures"),
-        "qualitative": _panel_pictures(panels, out / "figures"),
-    }
-    tables = [survey_table(frames, g) for g in frames.groups]
-    means = [survey_table(frames, g, only_means=True) for g in frames.groups]
-    _write_csv(leaderboard(frames), out / "leaderboard.csv")
-    _write_csv(_raw(apply_policy(frames.cases)), out / "cases.csv")
-    _write_csv(_raw(frames.curves), out / "curves.csv")
-    _write_csv(_raw(frames.cells), out / "cells.csv")
-    _write_csv(survey_frame(tables), out / "tables" / "survey_table.csv")
-    html = page.render(title, description, frames, tables, means, sections, _order(layout), dict(about or {}))
-    (out / "tables" / "survey_table.html").write_text(page.render_tables(title, tables), encoding="utf-8")
+    baseline = ranking.baseline if ranking.baseline in set(frames.cases["loss"]) else None
+    pictures = draw_all(frames, out / "figures", [*FIGURES], baseline=baseline)
+    pictures["qualitative"] = _panel_pictures(panels, out / "figures")
+    views = write_tables(frames, ["survey_table", *layout], out / "tables", published, specs=specs)
+    compared = verdicts.compare(frames, ranking)
+    for name, made in (
+        ("statistics", verdicts.statistics_views(compared)),
+        ("variance", verdicts.variance_views(compared)),
+        ("sensitivity", verdicts.sensitivity_views(frames, ranking)),
+    ):
+        write_views(name, made, out / "tables")
+        views += made
+    write_csv(leaderboard(frames), out / "leaderboard.csv")
+    write_csv(_raw(apply_policy(frames.cases)), out / "cases.csv")
+    write_csv(_raw(frames.curves), out / "curves.csv")
+    write_csv(_raw(frames.cells), out / "cells.csv")
+    html = page.render(
+        title,
+        description,
+        frames,
+        pictures,
+        list(dict.fromkeys(["statistics", *layout, *USUAL])),
+        dict(about or {}),
+        views=views,
+        verdict=verdicts.verdict_sentence(compared),
+        extra={g: verdicts.board_columns(compared, g) for g in frames.groups},
+    )
     index = out / "index.html"
     index.write_text(html, encoding="utf-8")
     return index
-
-
-def _order(layout: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys([*layout, "distributions", "qualitative"]))
-
-
-def _curve_pictures(frames: Frames, folder: Path) -> list[Picture]:
-    taken: set[str] = set()
-    made = [loss_curves(frames, g, folder, slug(f"curves-{g}", taken)) for g in frames.groups]
-    return [p for p in made if p is not None]
-
-
-def _distribution_pictures(frames: Frames, folder: Path) -> list[Picture]:
-    taken: set[str] = set()
-    made = [
-        dice_distribution(frames, g, m, folder, slug(f"dice-{g}-{m}", taken))
-        for g in frames.groups
-        for m in by_group(frames, g, frames.cases)
-    ]
-    return [p for p in made if p is not None]
 
 
 def _panel_pictures(panels: Sequence[Panel], folder: Path) -> list[Picture]:
@@ -110,7 +117,7 @@ def _panel_pictures(panels: Sequence[Panel], folder: Path) -> list[Picture]:
 
 def _clear(out: Path) -> None:
     """Remove what an earlier report left, and nothing else: records beside it stay."""
-    for folder, endings in (("figures", (".svg", ".png", ".pdf")), ("tables", (".csv", ".html"))):
+    for folder, endings in (("figures", (".svg", ".png", ".pdf")), ("tables", (".csv", ".html", ".tex"))):
         for path in sorted((out / folder).glob("*")):
             if path.suffix in endings and path.is_file():
                 path.unlink()
@@ -120,9 +127,5 @@ def _clear(out: Path) -> None:
 def _raw(frame: pd.DataFrame) -> pd.DataFrame:
     """As in the records: an empty field where there is no fold, and no column of our own but the score."""
     raw = frame.drop(columns=["group", "length"], errors="ignore")
-    raw["fold"] = raw["fold"].map(lambda f: "" if f == NO_FOLD else str(int(f)))
+    raw["fold"] = raw["fold"].map({f: "" if f == NO_FOLD else str(f) for f in raw["fold"].unique()})
     return raw
-
-
-def _write_csv(frame: pd.DataFrame, path: Path) -> None:
-    frame.to_csv(path, index=False, lineterminator="\n")

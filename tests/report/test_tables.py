@@ -7,8 +7,14 @@ from harness.errors import BenchError
 from harness.metrics.table import METRICS
 from harness.report.checks import empties, empty_policy, fairness, partial
 from harness.report.frames import prepare
-from harness.report.page import survey_view
-from harness.report.tables import Measure, apply_policy, leaderboard, marks, measures, survey_frame, survey_table
+from harness.report.layouts import Numbers, build
+from harness.report.tables import Measure, apply_policy, leaderboard, marks, measures
+
+
+def survey(frames):
+    """The survey's table of the one data set, and its entries by model and loss."""
+    (view,) = build(Numbers(frames), "survey_table")
+    return view, {b.name: {r.name: r.entries for r in b.rows} for b in view.blocks}
 
 
 def test_policy_scores_a_miss_with_the_worst_value_and_leaves_out_what_does_not_apply(frame):
@@ -116,7 +122,7 @@ def test_units_and_profiles_are_never_averaged_together(frame):
     frames = prepare(*frame.frames)
     row = leaderboard(frames).iloc[0]
     assert (row["hd95_voxel-max_mm"], row["hd95_voxel-max_voxel"], row["hd95_area_mm"]) == (4.0, 10.0, 7.0)
-    table = survey_frame([survey_table(frames, "synapse")])
+    table = survey(frames)[0].frame
     assert list(zip(table["unit"], table["profile"], table["value"], strict=True)) == [
         ("mm", "voxel-max", 4.0), ("voxel", "voxel-max", 10.0), ("mm", "area", 7.0),
     ]  # fmt: skip
@@ -177,8 +183,8 @@ def test_miou_is_pooled_over_the_cases_of_a_run_and_iou_is_per_case(frame):
     assert row["miou_sd"] == pytest.approx(abs(seeds[0] - seeds[1]) / math.sqrt(2))
     assert row["iou"] == pytest.approx((((0.9 + 0.1) / 2 + 0.75) / 2 + 0.5) / 2)
     assert "miou" not in leaderboard(prepare(*frame.frames)).columns  # only where it was asked for
-    table = survey_table(frames, "synapse")
-    assert [(c.name, c.measure.name) for c in table.columns] == [("average", "IoU"), ("average", "mIoU")]
+    table = survey(frames)[0].frame
+    assert list(zip(table["class"], table["metric"], strict=True)) == [("average", "IoU"), ("average", "mIoU")]
 
 
 def test_a_tolerance_in_voxels_and_one_in_millimetres_are_two_measures(frame):
@@ -204,10 +210,10 @@ def test_the_survey_table_has_the_published_columns_or_all_that_was_asked_for(fr
         for metric in metrics:
             unit = "mm" if metric in ("hd95", "asd") else "1"
             frame.case("dice", 0.5, metric=metric, unit=unit, **{"class": name})
-    table = survey_table(prepare(*frame.frames), "synapse")
+    table = survey(prepare(*frame.frames))[0].frame
     by_class = ["liver", "spleen"] if "dice" in metrics else []
-    assert [c.name for c in table.columns] == [*by_class, *["average"] * len(averages)]
-    assert [c.measure.name for c in table.columns if c.name == "average"] == averages
+    assert table["class"].tolist() == [*by_class, *["average"] * len(averages)]
+    assert table.loc[table["class"] == "average", "metric"].tolist() == averages
 
 
 def test_profiles_stand_apart_and_classes_are_shown_under_the_first(frame):
@@ -220,8 +226,7 @@ def test_profiles_stand_apart_and_classes_are_shown_under_the_first(frame):
     frames = prepare(*frame.frames)
     row = leaderboard(frames).iloc[0]
     assert (row["dice_voxel-max"], row["dice_transunet"], row["hd95_voxel-pooled_mm"]) == (0.8, 1.0, 3.0)
-    view = survey_view(survey_table(frames, "synapse"))
-    assert [(h["name"], h["profile"], h["span"]) for h in view["heads"]] == [
+    assert [(h.name, h.profile, h.span) for h in survey(frames)[0].heads] == [
         ("DSC (%)", "voxel-max", 3), ("HD95 (mm)", "voxel-max", 1), ("DSC (%)", "transunet", 1),
         ("HD95 (mm)", "transunet", 1), ("HD95 (mm)", "voxel-pooled", 1),
     ]  # fmt: skip
@@ -233,18 +238,16 @@ def test_survey_table_has_classes_then_means_in_per_cent(frame):
         frame.cell(loss).case(loss, liver).case(loss, spleen, **{"class": "spleen"})
         frame.case(loss, 10 * liver, metric="hd95").case(loss, 10 * spleen, metric="hd95", **{"class": "spleen"})
     frames = prepare(*frame.frames)
-    table = survey_table(frames, "synapse")
-    assert [(c.name, c.measure.metric) for c in table.columns] == [
-        ("liver", "dice"), ("spleen", "dice"), ("average", "dice"), ("average", "hd95"),
-    ]  # fmt: skip
-    rows = table.rows["unet"]
+    view, models = survey(frames)
+    assert [c.name for c in view.columns] == ["liver", "spleen", "mean", "mean"]
+    rows = models["unet"]
     assert list(rows) == ["dice", "focal", "ce"]  # planned order, not by result
     # Mean DSC: (90 + 50) / 2 = 70, (80 + 70) / 2 = 75, 55. Mean HD95: 7.0, 7.5, 5.5: smaller is better.
     assert [e.value for e in rows["dice"]] == pytest.approx([90, 50, 70, 7.0])
     assert [e.mark for e in rows["dice"]] == ["best", "second", "second", "second"]
     assert [e.mark for e in rows["focal"]] == ["second", "best", "best", ""]
     assert [e.mark for e in rows["ce"]] == ["", "", "", "best"]
-    long = survey_frame([table])
+    long = view.frame
     published = ["model", "loss", "class", "metric", "unit", "value"]  # the columns of the published tables
     assert set(published) <= set(long.columns)
     assert long.iloc[0][published].tolist() == ["unet", "dice", "liver", "DSC", "%", pytest.approx(90)]
@@ -254,7 +257,7 @@ def test_marks_stay_within_a_model(frame):
     for model, values in [("unet", (0.5, 0.6)), ("transunet", (0.8, 0.7))]:
         for loss, value in zip(("dice", "ce"), values, strict=True):
             frame.cell(loss, model=model).case(loss, value, model=model)
-    rows = survey_table(prepare(*frame.frames), "synapse").rows
+    rows = survey(prepare(*frame.frames))[1]
     assert {m: [rows[m][x][0].mark for x in ("dice", "ce")] for m in rows} == {
         "unet": ["second", "best"], "transunet": ["best", "second"],
     }  # fmt: skip
@@ -283,16 +286,16 @@ def test_a_loss_that_lacks_a_run_is_never_marked_and_says_so(frame):
         frame.cell("dice", seed).case("dice", 0.8, seed=seed)
         frame.cell("ce", seed).case("ce", 0.7, seed=seed)
     frame.cell("lovasz", 0).case("lovasz", 0.9).cell("lovasz", 1, "diverged")  # 0.9 without its bad run
-    table = survey_table(prepare(*frame.frames), frame.frames[0]["dataset"][0])
-    assert table.runs == {("unet", "lovasz"): "1/2 runs"}
-    assert [entries[0].mark for entries in table.rows["unet"].values()] == ["best", "second", ""]
+    rows = survey(prepare(*frame.frames))[1]["unet"]
+    assert [entries[0].source.runs for entries in rows.values()] == ["", "", "1/2 runs"]
+    assert [entries[0].mark for entries in rows.values()] == ["best", "second", ""]
 
 
 def test_a_class_absent_in_all_patients_is_left_out_of_the_mean(frame):
     frame.cell("dice").case("dice", 0.8).case("dice", None, status="both_empty", **{"class": "tumour"})
     frames = prepare(*frame.frames)
     assert leaderboard(frames).iloc[0]["dice"] == 0.8
-    values = [e.value for e in survey_table(frames, "synapse").rows["unet"]["dice"]]
+    values = [e.value for e in survey(frames)[1]["unet"]["dice"]]
     assert values[0] == values[2] == 80.0
     assert math.isnan(values[1])
 

@@ -1,0 +1,111 @@
+"""All figures of a report, by section."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+from harness.report.figures.base import Picture
+from harness.report.figures.cases import case_map, dice_distribution
+from harness.report.figures.classes import class_heatmap
+from harness.report.figures.cost import cost_gain
+from harness.report.figures.curves import loss_curves, validation_curves, validation_metrics
+from harness.report.figures.ranks import critical_difference
+from harness.report.figures.scores import rows_of
+from harness.report.figures.sweeps import sweep_curves
+from harness.report.figures.volume import volume_effect
+from harness.report.frames import Frames, by_group
+from harness.report.palette import slug
+from harness.report.tables import measures, survey_metrics
+
+Makers = Iterable[tuple[str, Callable[[str], Picture | None]]]
+
+
+def draw_all(
+    frames: Frames, folder: Path, layout: Sequence[str], *, baseline: str | None = None
+) -> dict[str, list[Picture]]:
+    """Draw the figures of the sections in `layout`, as SVG, PNG and PDF.
+
+    Args:
+        frames: The prepared frames.
+        folder: Where the files go.
+        layout: Names of sections; those without figures of their own, such as tables, are passed over.
+        baseline: Label of the loss that others are compared with; None for the mean of the losses.
+
+    Returns:
+        Section to its pictures, for every section of `FIGURES` in `layout`; an empty list where there is nothing to
+        draw.
+
+    Raises:
+        BenchError: The baseline is no loss of the suite.
+    """
+    taken: set[str] = set()
+    out: dict[str, list[Picture]] = {}
+    for section, makers in FIGURES.items():
+        if section in layout:
+            made = [make(slug(base, taken)) for base, make in makers(frames, folder, baseline)]
+            out[section] = [p for p in made if p is not None]
+    return out
+
+
+def _pairs(frames: Frames) -> Iterable[tuple[str, str]]:
+    return ((g, m) for g in frames.groups for m in by_group(frames, g, frames.cases))
+
+
+def _curves(frames: Frames, folder: Path, _: str | None) -> Makers:
+    for g in frames.groups:
+        yield f"curves-{g}", partial(loss_curves, frames, g, folder)
+
+
+def _validation(frames: Frames, folder: Path, _: str | None) -> Makers:
+    for g in frames.groups:
+        for metric in validation_metrics(frames, g):
+            yield f"validation-{metric}-{g}", partial(validation_curves, frames, g, metric, folder)
+
+
+def _sweeps(frames: Frames, folder: Path, _: str | None) -> Makers:
+    for g in frames.groups:
+        for m in by_group(frames, g, frames.curves):
+            yield f"sweeps-{g}-{m}", partial(sweep_curves, frames, g, m, folder)
+
+
+def _classes(frames: Frames, folder: Path, _: str | None) -> Makers:
+    for g, m in _pairs(frames):
+        for k in survey_metrics(measures(rows_of(frames, g, m), frames.pooled)):
+            base = f"classes-{k.metric}-{g}-{m}"
+            yield base, partial(class_heatmap, frames, g, m, k, folder)
+
+
+def _volume(frames: Frames, folder: Path, baseline: str | None) -> Makers:
+    for g, m in _pairs(frames):
+        yield f"volume-{g}-{m}", partial(volume_effect, frames, g, m, folder, baseline=baseline)
+
+
+def _cost(frames: Frames, folder: Path, _: str | None) -> Makers:
+    for g in frames.groups:
+        yield f"cost-{g}", partial(cost_gain, frames, g, folder)
+
+
+def _distributions(frames: Frames, folder: Path, _: str | None) -> Makers:
+    for g, m in _pairs(frames):
+        yield f"dice-{g}-{m}", partial(dice_distribution, frames, g, m, folder)
+
+
+def _cases(frames: Frames, folder: Path, _: str | None) -> Makers:
+    for g, m in _pairs(frames):
+        yield f"cases-{g}-{m}", partial(case_map, frames, g, m, folder)
+        yield f"ranks-{g}-{m}", partial(critical_difference, frames, g, m, folder)
+
+
+FIGURES: dict[str, Callable[[Frames, Path, str | None], Makers]] = {
+    "curves": _curves,
+    "validation": _validation,
+    "sweeps": _sweeps,
+    "classes": _classes,
+    "volume": _volume,
+    "cost": _cost,
+    "distributions": _distributions,
+    "cases": _cases,
+}
+"""Sections with figures, in the order in which they are drawn."""

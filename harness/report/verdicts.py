@@ -1,0 +1,388 @@
+"""From the records to verdicts: which losses differ over patients and trainings (`harness.stats`), and how it is said.
+
+Per data set, model and metric of the suite's `rank.by`. A patient's value is the mean over its classes. For distances
+there are two outcomes: how far, on log(1 + distance), over the patients and classes where every run of every loss has
+both masks; and how often one mask alone is empty.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+
+from harness.errors import BenchError
+from harness.metrics.table import metric_of
+from harness.report.board import BoardCell, BoardColumn
+from harness.report.frames import Frames
+from harness.report.tables import Measure, apply_policy, measures
+from harness.report.view import NAN, Block, Column, Entry, Head, Row, TableView
+from harness.report.words import count, joined, number
+from harness.stats import Analysis, LossResult, analyse, split
+from harness.stats.sensitivity import sensitivity
+
+Outcome = Literal["value", "distance", "misses"]
+_RUN = ["loss", "fold", "seed"]
+_METHODS = {
+    "closed forms": "Every loss met the same patients and the same seeds; closed forms.",
+    "REML": "The grid has gaps, so every pair of losses was fitted by REML over the cells that both have.",
+    "patients only": "There is one training of each loss: intervals are over patients alone.",
+}
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What the suite ranks by.
+
+    Attributes:
+        by: Names of metrics; the first one orders the leaderboard.
+        baseline: The loss that others are compared with; None: the first of the suite with values.
+        rope: Differences of fractions up to this do not matter (0.01: one point of Dice).
+    """
+
+    by: tuple[str, ...] = ("dice",)
+    baseline: str | None = None
+    rope: float = 0.01
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One outcome of one data set and model.
+
+    Attributes:
+        outcome: `value` for fractions and volumes; distances have `distance` and `misses`.
+        analysis: None where there can be none.
+        reason: Why there is none.
+        note: What was left out before the analysis.
+    """
+
+    group: str
+    model: str
+    measure: Measure
+    outcome: Outcome
+    analysis: Analysis | None
+    reason: str = ""
+    note: str = ""
+
+    @property
+    def title(self) -> str:
+        """What was compared."""
+        return f"{self.group}, {self.model}: {self.heading}"
+
+    @property
+    def heading(self) -> str:
+        """The metric with its unit, or the rate of misses."""
+        name = "misses, one of the two masks empty (%)" if self.outcome == "misses" else self.measure.heading
+        profile = self.measure.shown_profile([self.measure])
+        return f"{name}, {profile}" if profile and self.outcome != "misses" else name
+
+    def shown(self, value: float) -> float:
+        """An effect in the unit of the table: points of per cent, per cent of 1 + distance, or the unit itself."""
+        if self.outcome == "distance":
+            return 100 * math.expm1(value)
+        return value * (100.0 if self.outcome == "misses" else self.measure.scale)
+
+
+def compare(frames: Frames, ranking: Ranking) -> list[Comparison]:
+    """Analyse every data set, model and metric to rank by; the first profile of a metric counts.
+
+    Args:
+        frames: The prepared frames.
+        ranking: What to compare.
+    """
+    found: list[Comparison] = []
+    for group in frames.groups:
+        cases = frames.cases[frames.cases["group"] == group]
+        known = measures(cases, frames.pooled)
+        for model in [m for m in frames.models if m in set(cases["model"])]:
+            own = cases[cases["model"] == model]
+            planned = frames.cells[(frames.cells["group"] == group) & (frames.cells["model"] == model)]
+            for name in ranking.by:
+                measure = next((m for m in known if m.metric == name), None)
+                if measure is not None:
+                    found += _outcomes(own, planned, measure, ranking, frames.losses)
+    return found
+
+
+def _outcomes(
+    cases: pd.DataFrame, planned: pd.DataFrame, measure: Measure, ranking: Ranking, losses: Sequence[str]
+) -> Iterator[Comparison]:
+    group, model = str(planned["group"].iloc[0]), str(planned["model"].iloc[0])
+    metric, _ = metric_of(measure.metric)
+    planned_losses = [x for x in losses if x in set(planned["loss"])]
+    rows = cases[(cases["metric"] == measure.metric) & (cases["profile"] == measure.profile)]
+    if metric.scope == "dataset":
+        reason = f"{measure.name} is one number per run, without patients: no verdict from it."
+        yield Comparison(group, model, measure, "value", None, reason)
+        return
+    baseline = ranking.baseline
+    if baseline is None:
+        baseline = next((x for x in planned_losses if x in set(rows["loss"])), "")
+
+    def made(outcome: Outcome, frame: pd.DataFrame, note: str = "") -> Comparison:
+        kind: Literal["fraction", "volume", "distance", "rate"]
+        kind = {"distance": "distance", "misses": "rate"}.get(outcome, metric.unit_kind)  # type: ignore[assignment]
+        try:
+            analysis = analyse(
+                frame,
+                baseline,
+                kind,
+                higher_is_better=metric.higher_is_better and outcome == "value",
+                rope=ranking.rope if kind == "fraction" else None,
+                runs=planned,
+                losses=planned_losses,
+            )
+        except BenchError as error:
+            return Comparison(group, model, measure, outcome, None, str(error), note)
+        return Comparison(group, model, measure, outcome, analysis, note=note)
+
+    if metric.unit_kind != "distance":
+        scored = apply_policy(rows).drop(columns="value").rename(columns={"score": "value"})
+        yield made("value", _per_patient(scored))
+        return
+    far, missed = split(rows)
+    kept, left, total = _in_common(far.assign(**{"class": rows["class"]}))
+    note = ""
+    if left:
+        note = (
+            f"{left} of {total} pairs of patient and class are left out of the distances: some run of some loss "
+            "has none there; how often that happens is compared apart."
+        )
+    yield made("distance", _per_patient(kept), note)
+    if (missed["value"] > 0).any():
+        yield made("misses", _per_patient(missed.assign(**{"class": rows["class"]})))
+
+
+def _per_patient(rows: pd.DataFrame) -> pd.DataFrame:
+    """One value per loss, fold, seed and patient: the mean over the classes, the cases of a class averaged first."""
+    per_class = rows.groupby([*_RUN, "patient", "class"], observed=True, sort=False)["value"].mean()
+    return per_class.groupby(level=[*_RUN, "patient"], observed=True, sort=False).mean().reset_index()
+
+
+def _in_common(rows: pd.DataFrame) -> tuple[pd.DataFrame, int, int]:
+    """The rows of those patients and classes that have a distance in every run of every loss that has values."""
+    pairs = rows.groupby(["patient", "class"], observed=True, sort=False)["value"]
+    planned, known = pairs.transform("size"), pairs.transform("count")  # `count` passes NaN over
+    occurs = int((pairs.count() > 0).sum())
+    return rows[planned == known], occurs - int((pairs.count() == pairs.size()).sum()), occurs
+
+
+def verdict_sentence(found: Sequence[Comparison]) -> str:
+    """The first sentence of the page: what the first metric says, per data set and model."""
+    first = [c for c in found if c.measure.metric == found[0].measure.metric and c.outcome != "misses"] if found else []
+    if not first:
+        return "No verdict: no run was measured."
+    reasons = {c.analysis.no_verdict if c.analysis else c.reason for c in first}
+    if len(reasons) == 1 and None not in reasons:
+        return f"{reasons.pop()} The tables show means, spread, and intervals over patients where there are any."
+    return " ".join(_said(c) for c in first)
+
+
+def _said(c: Comparison) -> str:
+    if c.analysis is None or c.analysis.no_verdict:
+        return f"{c.group}, {c.model}: {c.analysis.no_verdict if c.analysis else c.reason}"
+    results = [r for r in c.analysis.losses if r.tier is not None]
+    top = [r.loss for r in sorted(results, key=lambda r: r.rank or 0) if r.tier == 1]
+    text = f"{c.measure.name} on {c.group} with {c.model}: "
+    if len(top) == len(results):
+        text += f"no difference is shown between any of the {len(results)} losses"
+    elif len(top) == 1:
+        text += f"{top[0]} is better than every other loss"
+    else:
+        text += f"{_named(top)} are not shown to be worse than the best"
+    for word in ("better", "worse"):
+        names = [r.loss for r in results if r.verdict == word]
+        if names:
+            text += f"; {word} than {c.analysis.baseline}: {_named(names)}"
+    if c.analysis.detectable:
+        now = next((d.difference for d in c.analysis.detectable if d.now), None)
+        if now is not None:
+            unit = " points" if c.measure.unit == "1" else ""
+            text += f"; a difference of {number(c.shown(now), 1)}{unit} would have been found with a power of 80 %"
+    return text + "."
+
+
+def _named(losses: Sequence[str]) -> str:
+    return joined(losses) if len(losses) <= 6 else count(len(losses), "loss", "losses")
+
+
+def board_columns(found: Sequence[Comparison], group: str) -> list[BoardColumn]:
+    """Columns of one data set's leaderboard behind the first measure: difference, verdict, tier, chance of rank 1."""
+    own = [c for c in found if c.group == group and c.outcome != "misses"]
+    own = [c for c in own if c.measure == own[0].measure]
+    if not any(c.analysis for c in own):
+        return []
+    effect, verdict, tier, first = {}, {}, {}, {}
+    for c in own:
+        for r in c.analysis.losses if c.analysis else ():
+            key = (c.model, r.loss)
+            effect[key] = BoardCell(_signed(c, r.effect), r.effect, _interval(c, r.low, r.high) or "")
+            if r.verdict == "baseline":
+                effect[key] = BoardCell("baseline", 0.0)
+            verdict[key] = BoardCell("–" if r.verdict in ("baseline", "no verdict") else r.verdict, r.verdict)
+            span = f"rank {r.rank_low}–{r.rank_high}" if r.rank_low is not None else ""
+            tier[key] = BoardCell(number(r.tier, 0), r.tier, span)
+            first[key] = BoardCell("–" if r.first is None else f"{100 * r.first:.0f} %", r.first)
+    metric = own[0].measure.heading
+    unit = "% of 1 + distance" if own[0].outcome == "distance" else own[0].measure.shown_unit
+    columns = [BoardColumn(f"Difference, 95 % ({unit})", effect, "to the baseline", metric, "descending")]
+    if any(c.analysis and not c.analysis.no_verdict for c in own):
+        columns.append(BoardColumn("Verdict", verdict, "after Holm", metric, kind="text"))
+        columns.append(BoardColumn("Tier", tier, "", metric))
+        columns.append(BoardColumn("Rank 1", first, "probability", metric, "descending"))
+    return columns
+
+
+def _signed(c: Comparison, effect: float | None) -> str:
+    if effect is None:
+        return "–"
+    text = number(c.shown(effect), c.measure.decimals)
+    return text if text.startswith("\u2212") else f"+{text}"
+
+
+def _interval(c: Comparison, low: float | None, high: float | None) -> str | None:
+    if low is None or high is None:
+        return None
+    return f"[{number(c.shown(low), c.measure.decimals)}, {number(c.shown(high), c.measure.decimals)}]"
+
+
+def statistics_views(found: Sequence[Comparison]) -> list[TableView]:
+    """One table of verdicts per comparison; where there is none, its reason."""
+    return [_verdicts(c) for c in found]
+
+
+def _verdicts(c: Comparison) -> TableView:
+    a = c.analysis
+    if a is None:
+        return TableView("statistics", c.title, notes=(c.reason,))
+    unit = "% of 1 + distance" if c.outcome == "distance" else "%" if c.outcome == "misses" else c.measure.shown_unit
+    columns = (
+        Column("mean", c.measure.decimals),
+        Column("difference", c.measure.decimals, signed=True),
+        Column("patients and trainings", words=True),
+        Column("these networks", words=True),
+        Column("p (Holm)", 3),
+        Column("verdict", words=True),
+        Column("tier", 0),
+        Column("rank", words=True),
+        Column("rank 1 (%)", 0),
+    )
+    heads = (
+        Head(c.heading, 1),
+        Head(f"to {a.baseline} ({unit})", 1),
+        Head("95 % interval for", 2),
+        Head("", 2),
+        Head("", 3),
+    )
+    order = sorted(a.losses, key=lambda r: (r.rank is None, r.rank or 0))
+    rows = tuple(Row(r.loss, _entries(c, r), _lost(r)) for r in order)
+    frame = a.frame()
+    for name, value in reversed(
+        {"dataset": c.group, "model": c.model, "metric": c.measure.metric, "profile": c.measure.profile,
+         "outcome": c.outcome, "baseline": a.baseline, "method": a.method}.items()
+    ):  # fmt: skip
+        frame.insert(0, name, value)
+    said = (
+        _METHODS[a.method]
+        + f" {count(a.patients, 'patient')}, {count(a.runs, 'run')}"
+        + (f" in {a.folds} folds." if a.folds > 1 else ".")
+    )
+    if c.outcome == "distance":
+        said += " Differences are of log(1 + distance), shown as per cent of 1 + distance; the mean is the plain one."
+    if not a.no_verdict:
+        said += " Intervals are those of single comparisons; p and verdicts are adjusted for all of them (Holm)."
+    notes = tuple(n for n in (a.no_verdict, said, c.note, *a.notes) if n)
+    return TableView("statistics", c.title, "Loss", heads, columns, (Block("", rows),), notes, frame)
+
+
+def _entries(c: Comparison, r: LossResult) -> tuple[Entry, ...]:
+    def known(value: float | None, scale: float = 1.0) -> Entry:
+        return Entry(NAN if value is None else value * scale)
+
+    scale = 100.0 if c.outcome == "misses" else c.measure.scale
+    is_base = r.verdict == "baseline"
+    rank = "–" if r.rank is None else str(r.rank)
+    if r.rank_low is not None and r.rank_low != r.rank_high:
+        rank += f" ({r.rank_low}–{r.rank_high})"
+    return (
+        known(r.mean, scale),
+        Entry(text="baseline") if is_base else Entry(NAN if r.effect is None else c.shown(r.effect)),
+        Entry(text="" if is_base else _interval(c, r.low, r.high) or "–"),
+        Entry(text="" if is_base else _interval(c, r.fixed_low, r.fixed_high) or "–"),
+        Entry(text="") if is_base else known(r.p_holm),
+        Entry(text="" if is_base else r.verdict),
+        known(r.tier),
+        Entry(text=rank),
+        known(r.first, 100.0),
+    )
+
+
+def _lost(r: LossResult) -> str:
+    parts = [f"{n} {word}" for n, word in ((r.diverged, "diverged"), (r.crashed, "crashed")) if n]
+    return ", ".join(parts)
+
+
+def variance_views(found: Sequence[Comparison]) -> list[TableView]:
+    """Where the variance lies, and the smallest difference that more seeds would show."""
+    views = []
+    for c in found:
+        a = c.analysis
+        if a is None or not a.sources:
+            continue
+        scale = 100.0 if c.outcome == "misses" else c.measure.scale if c.outcome == "value" else 1.0
+        total = sum(s.variance for s in a.sources)
+        rows = tuple(
+            Row(s.name, (Entry(s.sd * scale), Entry(100 * s.variance / total if total else NAN), Entry(s.df)))
+            for s in a.sources
+        )
+        seeds = [
+            f"{count(d.seeds, 'seed')}{' (now)' if d.now else ''}: {number(c.shown(d.difference), 2)}"
+            for d in a.detectable
+            if d.difference is not None
+        ]
+        unit = "log(1 + distance)" if c.outcome == "distance" else "%" if scale == 100 else c.measure.shown_unit
+        notes = []
+        if seeds:
+            what = "per cent of 1 + distance" if c.outcome == "distance" else unit
+            notes = [f"Smallest difference to the baseline found with a power of 80 % ({what}): {'; '.join(seeds)}."]
+        frame = pd.DataFrame([vars(s) for s in a.sources])
+        for name, value in (("metric", c.measure.metric), ("model", c.model), ("dataset", c.group)):
+            frame.insert(0, name, value)
+        columns = (Column(f"SD ({unit})", 3), Column("share of the variance (%)", 1), Column("degrees of freedom", 0))
+        heads = (Head(c.heading, 3),)
+        views.append(TableView("variance", c.title, "Source", heads, columns, (Block("", rows),), tuple(notes), frame))
+    return views
+
+
+def sensitivity_views(frames: Frames, ranking: Ranking) -> list[TableView]:
+    """How far the ranking by the first metric depends on other choices of metric, policy and order: Kendall's tau."""
+    views = []
+    for group in frames.groups:
+        cases = frames.cases[frames.cases["group"] == group]
+        name = ranking.by[0]
+        if metric_of(name)[0].scope == "dataset":
+            continue
+        measure = next((m for m in measures(cases, frames.pooled) if m.metric == name), None)
+        for model in [m for m in frames.models if m in set(cases["model"])] if measure else []:
+            own = cases[cases["model"] == model]
+            assert measure is not None
+            if own["loss"].nunique() < 2:
+                continue
+            found = sensitivity(own, name, measure.profile)
+            blocks = tuple(
+                Block(str(choice), tuple(_variant(*r) for r in part[["variant", "tau", "first"]].to_numpy()))
+                for choice, part in found.groupby("choice", sort=False)
+            )
+            found = found.assign(dataset=group, model=model)
+            columns = (Column("Kendall's tau", 2), Column("first", words=True))
+            title = f"{group}, {model}: ranking by {measure.name} and by other choices"
+            note = "1: the same order; 0: no relation. Differences within a tier are expected to change places."
+            views.append(TableView("sensitivity", title, "Choice", (Head("", 2),), columns, blocks, (note,), found))
+    return views
+
+
+def _variant(name: object, tau: object, first: object) -> Row:
+    return Row(str(name), (Entry(float(str(tau))), Entry(text=str(first))))

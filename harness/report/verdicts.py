@@ -19,18 +19,11 @@ from harness.metrics.table import metric_of
 from harness.report.board import BoardCell, BoardColumn
 from harness.report.frames import Frames
 from harness.report.tables import Measure, apply_policy, measures
-from harness.report.view import NAN, Block, Column, Entry, Head, Row, TableView
 from harness.report.words import count, joined, number
-from harness.stats import Analysis, LossResult, analyse, split
-from harness.stats.sensitivity import sensitivity
+from harness.stats import Analysis, analyse, split
 
 Outcome = Literal["value", "distance", "misses"]
 _RUN = ["loss", "fold", "seed"]
-_METHODS = {
-    "closed forms": "Every loss met the same patients and the same seeds; closed forms.",
-    "REML": "The grid has gaps, so every pair of losses was fitted by REML over the cells that both have.",
-    "patients only": "There is one training of each loss: intervals are over patients alone.",
-}
 
 
 @dataclass(frozen=True)
@@ -103,13 +96,22 @@ def compare(frames: Frames, ranking: Ranking) -> list[Comparison]:
             for name in ranking.by:
                 measure = next((m for m in known if m.metric == name), None)
                 if measure is not None:
-                    found += _outcomes(own, planned, measure, ranking, frames.losses)
+                    found += outcomes(own, planned, measure, ranking, frames.losses)
     return found
 
 
-def _outcomes(
+def outcomes(
     cases: pd.DataFrame, planned: pd.DataFrame, measure: Measure, ranking: Ranking, losses: Sequence[str]
 ) -> Iterator[Comparison]:
+    """The comparisons of one metric: one of values, or one of distances and, where any mask was missed, one of misses.
+
+    Args:
+        cases: Rows of one data set and model, of all classes that are averaged.
+        planned: Its planned cells.
+        measure: The metric.
+        ranking: Baseline and rope.
+        losses: Losses in planned order.
+    """
     group, model = str(planned["group"].iloc[0]), str(planned["model"].iloc[0])
     metric, _ = metric_of(measure.metric)
     planned_losses = [x for x in losses if x in set(planned["loss"])]
@@ -219,7 +221,7 @@ def board_columns(found: Sequence[Comparison], group: str) -> list[BoardColumn]:
     for c in own:
         for r in c.analysis.losses if c.analysis else ():
             key = (c.model, r.loss)
-            effect[key] = BoardCell(_signed(c, r.effect), r.effect, _interval(c, r.low, r.high) or "")
+            effect[key] = BoardCell(_signed(c, r.effect), r.effect, interval_text(c, r.low, r.high) or "")
             if r.verdict == "baseline":
                 effect[key] = BoardCell("baseline", 0.0)
             verdict[key] = BoardCell("–" if r.verdict in ("baseline", "no verdict") else r.verdict, r.verdict)
@@ -243,146 +245,8 @@ def _signed(c: Comparison, effect: float | None) -> str:
     return text if text.startswith("\u2212") else f"+{text}"
 
 
-def _interval(c: Comparison, low: float | None, high: float | None) -> str | None:
+def interval_text(c: Comparison, low: float | None, high: float | None) -> str | None:
+    """An interval in the unit of the table; None where there is none."""
     if low is None or high is None:
         return None
     return f"[{number(c.shown(low), c.measure.decimals)}, {number(c.shown(high), c.measure.decimals)}]"
-
-
-def statistics_views(found: Sequence[Comparison]) -> list[TableView]:
-    """One table of verdicts per comparison; where there is none, its reason."""
-    return [_verdicts(c) for c in found]
-
-
-def _verdicts(c: Comparison) -> TableView:
-    a = c.analysis
-    if a is None:
-        return TableView("statistics", c.title, notes=(c.reason,))
-    unit = "% of 1 + distance" if c.outcome == "distance" else "%" if c.outcome == "misses" else c.measure.shown_unit
-    columns = (
-        Column("mean", c.measure.decimals),
-        Column("difference", c.measure.decimals, signed=True),
-        Column("patients and trainings", words=True),
-        Column("these networks", words=True),
-        Column("p (Holm)", 3),
-        Column("verdict", words=True),
-        Column("tier", 0),
-        Column("rank", words=True),
-        Column("rank 1 (%)", 0),
-    )
-    heads = (
-        Head(c.heading, 1),
-        Head(f"to {a.baseline} ({unit})", 1),
-        Head("95 % interval for", 2),
-        Head("", 2),
-        Head("", 3),
-    )
-    order = sorted(a.losses, key=lambda r: (r.rank is None, r.rank or 0))
-    rows = tuple(Row(r.loss, _entries(c, r), _lost(r)) for r in order)
-    frame = a.frame()
-    for name, value in reversed(
-        {"dataset": c.group, "model": c.model, "metric": c.measure.metric, "profile": c.measure.profile,
-         "outcome": c.outcome, "baseline": a.baseline, "method": a.method}.items()
-    ):  # fmt: skip
-        frame.insert(0, name, value)
-    said = (
-        _METHODS[a.method]
-        + f" {count(a.patients, 'patient')}, {count(a.runs, 'run')}"
-        + (f" in {a.folds} folds." if a.folds > 1 else ".")
-    )
-    if c.outcome == "distance":
-        said += " Differences are of log(1 + distance), shown as per cent of 1 + distance; the mean is the plain one."
-    if not a.no_verdict:
-        said += " Intervals are those of single comparisons; p and verdicts are adjusted for all of them (Holm)."
-    notes = tuple(n for n in (a.no_verdict, said, c.note, *a.notes) if n)
-    return TableView("statistics", c.title, "Loss", heads, columns, (Block("", rows),), notes, frame)
-
-
-def _entries(c: Comparison, r: LossResult) -> tuple[Entry, ...]:
-    def known(value: float | None, scale: float = 1.0) -> Entry:
-        return Entry(NAN if value is None else value * scale)
-
-    scale = 100.0 if c.outcome == "misses" else c.measure.scale
-    is_base = r.verdict == "baseline"
-    rank = "–" if r.rank is None else str(r.rank)
-    if r.rank_low is not None and r.rank_low != r.rank_high:
-        rank += f" ({r.rank_low}–{r.rank_high})"
-    return (
-        known(r.mean, scale),
-        Entry(text="baseline") if is_base else Entry(NAN if r.effect is None else c.shown(r.effect)),
-        Entry(text="" if is_base else _interval(c, r.low, r.high) or "–"),
-        Entry(text="" if is_base else _interval(c, r.fixed_low, r.fixed_high) or "–"),
-        Entry(text="") if is_base else known(r.p_holm),
-        Entry(text="" if is_base else r.verdict),
-        known(r.tier),
-        Entry(text=rank),
-        known(r.first, 100.0),
-    )
-
-
-def _lost(r: LossResult) -> str:
-    parts = [f"{n} {word}" for n, word in ((r.diverged, "diverged"), (r.crashed, "crashed")) if n]
-    return ", ".join(parts)
-
-
-def variance_views(found: Sequence[Comparison]) -> list[TableView]:
-    """Where the variance lies, and the smallest difference that more seeds would show."""
-    views = []
-    for c in found:
-        a = c.analysis
-        if a is None or not a.sources:
-            continue
-        scale = 100.0 if c.outcome == "misses" else c.measure.scale if c.outcome == "value" else 1.0
-        total = sum(s.variance for s in a.sources)
-        rows = tuple(
-            Row(s.name, (Entry(s.sd * scale), Entry(100 * s.variance / total if total else NAN), Entry(s.df)))
-            for s in a.sources
-        )
-        seeds = [
-            f"{count(d.seeds, 'seed')}{' (now)' if d.now else ''}: {number(c.shown(d.difference), 2)}"
-            for d in a.detectable
-            if d.difference is not None
-        ]
-        unit = "log(1 + distance)" if c.outcome == "distance" else "%" if scale == 100 else c.measure.shown_unit
-        notes = []
-        if seeds:
-            what = "per cent of 1 + distance" if c.outcome == "distance" else unit
-            notes = [f"Smallest difference to the baseline found with a power of 80 % ({what}): {'; '.join(seeds)}."]
-        frame = pd.DataFrame([vars(s) for s in a.sources])
-        for name, value in (("metric", c.measure.metric), ("model", c.model), ("dataset", c.group)):
-            frame.insert(0, name, value)
-        columns = (Column(f"SD ({unit})", 3), Column("share of the variance (%)", 1), Column("degrees of freedom", 0))
-        heads = (Head(c.heading, 3),)
-        views.append(TableView("variance", c.title, "Source", heads, columns, (Block("", rows),), tuple(notes), frame))
-    return views
-
-
-def sensitivity_views(frames: Frames, ranking: Ranking) -> list[TableView]:
-    """How far the ranking by the first metric depends on other choices of metric, policy and order: Kendall's tau."""
-    views = []
-    for group in frames.groups:
-        cases = frames.cases[frames.cases["group"] == group]
-        name = ranking.by[0]
-        if metric_of(name)[0].scope == "dataset":
-            continue
-        measure = next((m for m in measures(cases, frames.pooled) if m.metric == name), None)
-        for model in [m for m in frames.models if m in set(cases["model"])] if measure else []:
-            own = cases[cases["model"] == model]
-            assert measure is not None
-            if own["loss"].nunique() < 2:
-                continue
-            found = sensitivity(own, name, measure.profile)
-            blocks = tuple(
-                Block(str(choice), tuple(_variant(*r) for r in part[["variant", "tau", "first"]].to_numpy()))
-                for choice, part in found.groupby("choice", sort=False)
-            )
-            found = found.assign(dataset=group, model=model)
-            columns = (Column("Kendall's tau", 2), Column("first", words=True))
-            title = f"{group}, {model}: ranking by {measure.name} and by other choices"
-            note = "1: the same order; 0: no relation. Differences within a tier are expected to change places."
-            views.append(TableView("sensitivity", title, "Choice", (Head("", 2),), columns, blocks, (note,), found))
-    return views
-
-
-def _variant(name: object, tau: object, first: object) -> Row:
-    return Row(str(name), (Entry(float(str(tau))), Entry(text=str(first))))

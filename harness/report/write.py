@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from harness.errors import BenchError
-from harness.report import page, verdicts
+from harness.report import page, verdict_tables, verdicts
 from harness.report.csvfile import write_csv
 from harness.report.figures import FIGURES, Picture, draw_all
 from harness.report.frames import NO_FOLD, prepare
@@ -84,9 +84,10 @@ def write_report(
     views = write_tables(frames, ["survey_table", *layout], out / "tables", published, specs=specs)
     compared = verdicts.compare(frames, ranking)
     for name, made in (
-        ("statistics", verdicts.statistics_views(compared)),
-        ("variance", verdicts.variance_views(compared)),
-        ("sensitivity", verdicts.sensitivity_views(frames, ranking)),
+        ("statistics", verdict_tables.statistics_views(compared)),
+        ("tiers", verdict_tables.tier_views(frames, ranking)),
+        ("variance", verdict_tables.variance_views(compared)),
+        ("sensitivity", verdict_tables.sensitivity_views(frames, ranking)),
     ):
         write_views(name, made, out / "tables")
         views += made
@@ -99,7 +100,7 @@ def write_report(
         description,
         frames,
         pictures,
-        list(dict.fromkeys(["statistics", *layout, *USUAL])),
+        list(dict.fromkeys(["statistics", "tiers", *layout, *USUAL])),
         dict(about or {}),
         views=views,
         verdict=verdicts.verdict_sentence(compared),

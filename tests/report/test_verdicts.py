@@ -4,15 +4,8 @@ import numpy as np
 import pytest
 
 from harness.report.frames import prepare
-from harness.report.verdicts import (
-    Ranking,
-    board_columns,
-    compare,
-    sensitivity_views,
-    statistics_views,
-    variance_views,
-    verdict_sentence,
-)
+from harness.report.verdict_tables import sensitivity_views, statistics_views, tier_views, variance_views
+from harness.report.verdicts import Ranking, board_columns, compare, verdict_sentence
 
 LOSSES = ("dice_ce", "ce", 'my<loss>&"x"/é')
 
@@ -147,3 +140,23 @@ def test_variance_and_sensitivity_tables(frame):
     rows = {(b.name, r.name): r.entries[0].value for b in order.blocks for r in b.rows}
     assert rows["empty masks", "drop"] == 1.0
     assert {name for kind, name in rows if kind == "class left out"} == {"liver", "spleen"}
+
+
+def test_tiers_by_metric_and_by_class(frame):
+    study(frame, gap=0.05)
+    rng = np.random.default_rng(1)
+    for row in [r for r in frame.case_rows if r["metric"] == "dice"]:
+        value = 2.0 + rng.normal(0, 0.1)  # no loss differs in distance
+        frame.case(
+            row["loss"], value, seed=row["seed"], patient=row["patient"], metric="hd95", **{"class": row["class"]}
+        )
+    (view,) = tier_views(prepared(frame), Ranking(("dice",), "dice_ce"))
+    assert [c.name for c in view.columns] == ["DSC", "HD95", "liver", "spleen"]
+    shown = {r.name: [e.text for e in r.entries] for r in view.blocks[0].rows}
+    assert [text[0] for text in shown["ce"]] == ["2", "1", "2", "2"]
+    assert [text[0] for text in shown["dice_ce"]] == ["1"] * 4
+    assert set(view.frame["column"]) == {"DSC", "HD95", "liver", "spleen"}
+
+
+def test_no_tiers_without_a_verdict(frame):
+    assert tier_views(prepared(study(frame, seeds=1)), Ranking(("dice",), "dice_ce")) == []

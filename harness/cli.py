@@ -65,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     report = verbs.add_parser("report", help="write the report of a suite from its records")
     _suite_arguments(report)
     report.add_argument("--commit", action="store_true", help="also copy the records to reports/SUITE/records, for git")
+    report.add_argument(
+        "--format", default="html,csv,latex", metavar="NAMES", help="what to write of html,csv,latex (default: all)"
+    )
     report.set_defaults(verb=_report)
     listing = verbs.add_parser("list", help="list losses, models, metrics, profiles, engines, data sets or suites")
     listing.add_argument("kind", choices=tuple(_LISTS))
@@ -218,11 +221,19 @@ def _finish(planned: list[tuple[Suite, list[Entry]]], place: Place, args: argpar
     return 1 if bad else 0
 
 
-def _page(suite: Suite, entries: list[Entry], place: Place, reports: Path, force: bool = False) -> Path:
+def _page(
+    suite: Suite,
+    entries: list[Entry],
+    place: Place,
+    reports: Path,
+    force: bool = False,
+    formats: Sequence[str] | None = None,
+) -> Path:
     from harness.results import report_suite
+    from harness.suite import FORMATS
 
     try:
-        return report_suite(suite, entries, place, reports, force)[0]
+        return report_suite(suite, entries, place, reports, force, formats or FORMATS)[0]
     except OSError as error:
         reason = error.strerror or error
         raise BenchError(f"the report cannot be written to {reports / suite.name}: {reason}.") from None
@@ -297,17 +308,23 @@ def _report(args: argparse.Namespace) -> int:
 
     from harness.cell import Place
     from harness.results import export_records
+    from harness.suite import FORMATS
+    from harness.yamlfile import nearest
 
     console = Console()
     place = Place(_outs(args)[0].resolve(), args.data.resolve() if args.data else None)
     if args.only:
         raise BenchError("--only: a report is of a whole suite; a part would replace it.")
+    formats = [name.strip() for name in args.format.split(",")]
+    for name in formats:
+        if name not in FORMATS:
+            raise BenchError(f"--format {name!r}{nearest(name, FORMATS)}: expected names out of {', '.join(FORMATS)}.")
     for suite, entries in _load(args):
         _writable(args.reports)
         if args.commit:
             target = args.reports / suite.name / "records"
             console.print(f"{export_records(entries, target)} records in {target}", highlight=False)
-        page = _page(suite, entries, place, args.reports, force=True)
+        page = _page(suite, entries, place, args.reports, force=True, formats=formats)
         console.print(f"report: {page}", highlight=False, soft_wrap=True)
     return 0
 

@@ -19,7 +19,7 @@ from harness.published import NAMES, published_table
 from harness.records import write_atomic
 from harness.rows import frames
 from harness.store import Home
-from harness.suite import Suite
+from harness.suite import FORMATS, Suite
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +30,12 @@ _STAMP = "report.json"
 
 
 def report_suite(
-    suite: Suite, entries: Sequence[Entry], place: Place, reports: Path, force: bool = False
+    suite: Suite,
+    entries: Sequence[Entry],
+    place: Place,
+    reports: Path,
+    force: bool = False,
+    formats: Sequence[str] = FORMATS,
 ) -> tuple[Path, bool]:
     """Write the report of a suite unless the one that is there rests on the same records.
 
@@ -74,7 +79,11 @@ def report_suite(
         ranking=Ranking(tuple(suite.spec.rank.by), suite.spec.rank.baseline, suite.spec.rank.rope),
         published=suite.spec.report.published,
         specs={c.loss_label: c.loss for c in suite.cells},
+        formats=formats,
     )
+    if set(formats) != set(FORMATS):
+        (out / _STAMP).unlink(missing_ok=True)  # `bench run` then writes the whole
+        return page, True
     write_atomic(out / _STAMP, lambda stream: stream.write(json.dumps({"inputs": stamp}).encode() + b"\n"))
     return page, True
 

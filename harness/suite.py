@@ -117,6 +117,9 @@ class Rank(Strict):
     rope: float = Field(default=0.01, gt=0, lt=1)  # differences of fractions up to this do not matter
 
 
+FORMATS = ("html", "csv", "latex")  # of a report
+
+
 class Report(Strict):
     """Which tables and figures, and which published table stands beside them."""
 

@@ -15,6 +15,7 @@ from harness.report.layouts import LAYOUTS, Numbers, build
 from harness.report.page import environment
 from harness.report.published import compare
 from harness.report.view import TableView
+from harness.suite import FORMATS
 
 
 def write_tables(
@@ -24,6 +25,7 @@ def write_tables(
     published: str | None = None,
     *,
     specs: Mapping[str, Any] | None = None,
+    formats: Sequence[str] = FORMATS,
 ) -> list[TableView]:
     """Write `LAYOUT.html`, `LAYOUT.csv` and `LAYOUT.tex` for every table of the report.
 
@@ -33,6 +35,7 @@ def write_tables(
         out_tables_dir: Folder for the files; made if needed.
         published: A published table to set the numbers beside, in files called `published`.
         specs: Specification of every loss by its label, see `harness.report.published.compare`.
+        formats: Which of `FORMATS` to write.
 
     Returns:
         The tables in the order of the layout; `layout` of a table is its section. One without columns is sentences,
@@ -47,20 +50,21 @@ def write_tables(
         made["published"] = [compare(numbers, published, specs)]
     out_tables_dir.mkdir(parents=True, exist_ok=True)
     for name, views in made.items():
-        write_views(name, views, out_tables_dir)
+        write_views(name, views, out_tables_dir, formats)
     return [v for views in made.values() for v in views]
 
 
-def write_views(name: str, views: Sequence[TableView], folder: Path) -> None:
+def write_views(name: str, views: Sequence[TableView], folder: Path, formats: Sequence[str] = FORMATS) -> None:
     """Write `NAME.html`, `NAME.csv` and `NAME.tex`; nothing where there is no table and no sentence."""
     if not views:
         return
     path = folder / name
     title = "Beside the published numbers" if name == "published" else name.replace("_", " ")
-    html = environment().get_template("survey_page.html.j2").render(title=title, views=views)
-    path.with_suffix(".html").write_text(html + "\n", encoding="utf-8")
+    if "html" in formats:
+        html = environment().get_template("survey_page.html.j2").render(title=title, views=views)
+        path.with_suffix(".html").write_text(html + "\n", encoding="utf-8")
     kept = [v.frame for v in views if not v.frame.empty]
-    if kept:
+    if kept and "csv" in formats:
         write_csv(pd.concat(kept, ignore_index=True), path.with_suffix(".csv"))
-    if any(v.columns for v in views):
+    if "latex" in formats and any(v.columns for v in views):
         path.with_suffix(".tex").write_text(latex.render(views), encoding="ascii")

@@ -19,6 +19,7 @@ from harness.report.qualitative import Panel, draw_panel
 from harness.report.tablefiles import write_tables, write_views
 from harness.report.tables import apply_policy, leaderboard
 from harness.report.verdicts import Ranking
+from harness.suite import FORMATS
 
 LAYOUTS = (*TABLES, "curves", "distributions", "qualitative")
 # Behind the sections that the suite asks for; each is left out where it has nothing to show.
@@ -42,6 +43,7 @@ def write_report(
     ranking: Ranking | None = None,
     published: str | None = None,
     specs: Mapping[str, Any] | None = None,
+    formats: Sequence[str] = FORMATS,
 ) -> Path:
     """Write `index.html`, the numbers as CSV (leaderboard, cells, cases, curves), `tables/` and `figures/`.
 
@@ -63,8 +65,10 @@ def write_report(
         published: Name of a published table to set the numbers beside.
         specs: Specification of each loss by its label, for the comparison with a published table.
 
+        formats: Which of `FORMATS` to write; the page is of `html`, figures belong to `html` and `latex`.
+
     Returns:
-        The path of `index.html`.
+        The path of `index.html`, or of the folder where no page was asked for.
 
     Raises:
         BenchError: A frame lacks a column or contradicts itself, or the layout names an unknown section.
@@ -77,11 +81,12 @@ def write_report(
     ranking = ranking or Ranking()
     frames = prepare(cells, cases, curves, pooled, voxels)
     out.mkdir(parents=True, exist_ok=True)
-    _clear(out)
+    _clear(out, formats)
+    drawn = [*FIGURES] if {"html", "latex"} & set(formats) else []
     baseline = ranking.baseline if ranking.baseline in set(frames.cases["loss"]) else None
-    pictures = draw_all(frames, out / "figures", [*FIGURES], baseline=baseline)
-    pictures["qualitative"] = _panel_pictures(panels, out / "figures")
-    views = write_tables(frames, ["survey_table", *layout], out / "tables", published, specs=specs)
+    pictures = draw_all(frames, out / "figures", drawn, baseline=baseline)
+    pictures["qualitative"] = _panel_pictures(panels if drawn else (), out / "figures")
+    views = write_tables(frames, ["survey_table", *layout], out / "tables", published, specs=specs, formats=formats)
     compared = verdicts.compare(frames, ranking)
     for name, made in (
         ("statistics", verdict_tables.statistics_views(compared)),
@@ -89,12 +94,15 @@ def write_report(
         ("variance", verdict_tables.variance_views(compared)),
         ("sensitivity", verdict_tables.sensitivity_views(frames, ranking)),
     ):
-        write_views(name, made, out / "tables")
+        write_views(name, made, out / "tables", formats)
         views += made
-    write_csv(leaderboard(frames), out / "leaderboard.csv")
-    write_csv(_raw(apply_policy(frames.cases)), out / "cases.csv")
-    write_csv(_raw(frames.curves), out / "curves.csv")
-    write_csv(_raw(frames.cells), out / "cells.csv")
+    if "csv" in formats:
+        write_csv(leaderboard(frames), out / "leaderboard.csv")
+        write_csv(_raw(apply_policy(frames.cases)), out / "cases.csv")
+        write_csv(_raw(frames.curves), out / "curves.csv")
+        write_csv(_raw(frames.cells), out / "cells.csv")
+    if "html" not in formats:
+        return out
     html = page.render(
         title,
         description,
@@ -116,12 +124,15 @@ def _panel_pictures(panels: Sequence[Panel], folder: Path) -> list[Picture]:
     return [draw_panel(p, folder, slug(f"slice-{p.dataset}-{p.model}-{p.case}", taken)) for p in panels]
 
 
-def _clear(out: Path) -> None:
+def _clear(out: Path, formats: Sequence[str]) -> None:
     """Remove what an earlier report left, and nothing else: records beside it stay."""
     for folder, endings in (("figures", (".svg", ".png", ".pdf")), ("tables", (".csv", ".html", ".tex"))):
         for path in sorted((out / folder).glob("*")):
             if path.suffix in endings and path.is_file():
                 path.unlink()
+    unwanted = [] if "csv" in formats else ["leaderboard.csv", "cases.csv", "curves.csv", "cells.csv"]
+    for name in [*unwanted, *([] if "html" in formats else ["index.html"])]:
+        (out / name).unlink(missing_ok=True)
     (out / "tables").mkdir(exist_ok=True)
 
 

@@ -215,3 +215,14 @@ def test_no_planned_cells_is_refused(tmp_path):
 def test_the_report_never_imports_torch():
     code = "import sys, harness.report; sys.exit(bool({'torch', 'monai'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_only_the_formats_that_were_asked_for(frame, tmp_path):
+    frames = small(frame).frames
+    write_report("T", "", *frames, tmp_path)
+    assert write_report("T", "", *frames, tmp_path, formats=["csv"]) == tmp_path
+    assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} == {".csv"}
+    write_report("T", "", *frames, tmp_path, formats=["latex"])
+    assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} == {".tex", ".svg", ".png", ".pdf"}
+    assert write_report("T", "", *frames, tmp_path, formats=["html"]).name == "index.html"
+    assert not list(tmp_path.rglob("*.csv")) and not list(tmp_path.rglob("*.tex"))

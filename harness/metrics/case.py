@@ -129,8 +129,6 @@ class Case:
         found: dict[str, float] = {}  # MIST's two distances come together
 
         def value(name: str, parameter: float | None) -> float | None:
-            if name in COUNTS:
-                return OVERLAP[name](counts)
             if name == "dice":
                 return papers.transunet_dice(*cells) if profile == "transunet" else papers.mist2023_dice(*cells)
             if profile == "transunet":

@@ -126,8 +126,14 @@ PROFILES: dict[str, Profile] = {
         Profile("voxel-max", "MONAI, Metrics Reloaded: edge voxels, HD95 the larger of the two directed", _EVERY),
         Profile("voxel-pooled", "medpy: edge voxels, HD95 of both directions pooled", _EVERY),
         Profile("area", "surface-distance: surface elements weighted by their area, HD95 the larger directed", _EVERY),
-        Profile("transunet", "TransUNet's code: medpy in voxels, with its own empty masks", frozenset({"dice", "hd95"}), True),  # noqa: E501
-        Profile("mist2023", "MIST in February 2023: HD95 over all voxels of the masks", frozenset({"dice", "hd95", "asd"}), True),  # noqa: E501
+        Profile(
+            "transunet", "TransUNet's code: medpy in voxels, with its own empty masks",
+            frozenset({"dice", "hd95"}), own_empties=True,
+        ),
+        Profile(
+            "mist2023", "MIST in February 2023: HD95 over all voxels of the masks",
+            frozenset({"dice", "hd95", "asd"}), own_empties=True,
+        ),
     )
 }  # fmt: skip
 

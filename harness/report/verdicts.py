@@ -20,7 +20,7 @@ from harness.report.board import BoardCell, BoardColumn
 from harness.report.frames import Frames
 from harness.report.tables import Measure, apply_policy, measures
 from harness.report.words import count, joined, number
-from harness.stats import Analysis, analyse, split
+from harness.stats import Analysis, Kind, analyse, split
 
 Outcome = Literal["value", "distance", "misses"]
 _RUN = ["loss", "fold", "seed"]
@@ -125,8 +125,8 @@ def outcomes(
         baseline = next((x for x in planned_losses if x in set(rows["loss"])), "")
 
     def made(outcome: Outcome, frame: pd.DataFrame, note: str = "") -> Comparison:
-        kind: Literal["fraction", "volume", "distance", "rate"]
-        kind = {"distance": "distance", "misses": "rate"}.get(outcome, metric.unit_kind)  # type: ignore[assignment]
+        of_value: Kind = "volume" if metric.unit_kind == "volume" else "fraction"
+        kind: Kind = "distance" if outcome == "distance" else "rate" if outcome == "misses" else of_value
         try:
             analysis = analyse(
                 frame,
@@ -189,10 +189,12 @@ def _said(c: Comparison) -> str:
     results = [r for r in c.analysis.losses if r.tier is not None]
     top = [r.loss for r in sorted(results, key=lambda r: r.rank or 0) if r.tier == 1]
     text = f"{c.measure.name} on {c.group} with {c.model}: "
-    if len(top) == len(results):
+    if not top:
+        text += "no loss has all of its runs, so none is in the first tier"
+    elif len(top) == len(results):
         text += f"no difference is shown between any of the {len(results)} losses"
     elif len(top) == 1:
-        text += f"{top[0]} is better than every other loss"
+        text += f"{top[0]} alone is in the first tier"
     else:
         text += f"{_named(top)} are not shown to be worse than the best"
     for word in ("better", "worse"):

@@ -39,9 +39,8 @@ def test_the_effect_is_the_difference_of_means_over_classes_and_a_large_one_is_w
     assert results["ce"].effect == pytest.approx(means["ce"] - means["dice_ce"], abs=1e-12)
     assert results["ce"].verdict == "worse" and results["ce"].tier == 2
     assert results[LOSSES[2]].verdict == "equivalent"  # within ±0.01
-    assert verdict_sentence([found]).startswith("DSC on synapse with unet: dice_ce and ") or verdict_sentence(
-        [found]
-    ).startswith("DSC on synapse with unet: my<loss>")
+    best = max(("dice_ce", LOSSES[2]), key=lambda name: means[name])
+    assert verdict_sentence([found]).startswith(f"DSC on synapse with unet: {best} and ")
     assert "are not shown to be worse than the best; worse than dice_ce: ce; a difference of" in verdict_sentence(
         [found]
     )
@@ -160,3 +159,20 @@ def test_tiers_by_metric_and_by_class(frame):
 
 def test_no_tiers_without_a_verdict(frame):
     assert tier_views(prepared(study(frame, seeds=1)), Ranking(("dice",), "dice_ce")) == []
+
+
+def test_the_sentence_where_every_loss_lost_a_run(frame):
+    study(frame, seeds=5)
+    lost = {(loss, seed) for seed, loss in enumerate(LOSSES)}
+    for row in frame.cell_rows:
+        if (row["loss"], row["seed"]) in lost:
+            row["status"] = "diverged"
+    frame.case_rows = [r for r in frame.case_rows if (r["loss"], r["seed"]) not in lost]
+    found = compare(prepared(frame), Ranking(("dice",), "dice_ce"))
+    assert all(r.tier != 1 for r in found[0].analysis.losses)
+    assert "no loss has all of its runs, so none is in the first tier" in verdict_sentence(found)
+
+
+def test_the_sentence_where_one_loss_is_alone_in_front(frame):
+    found = compare(prepared(study(frame, gap=-0.05, losses=("dice_ce", "ce", "dice"))), Ranking(("dice",), "dice_ce"))
+    assert "DSC on synapse with unet: ce alone is in the first tier; better than dice_ce: ce" in verdict_sentence(found)

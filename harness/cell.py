@@ -106,6 +106,18 @@ class Cell:
         fold = "" if self.data["fold"] is None else f" fold {self.data['fold']}"
         return f"{self.loss_label} / {self.model_label} / {self.dataset}{fold} / seed {self.seed}"
 
+    @property
+    def labels(self) -> dict[str, Any]:
+        """The columns that say in every table which cell a row is of."""
+        return {
+            "dataset": self.dataset,
+            "split": self.data["split"],
+            "fold": self.data["fold"],
+            "model": self.model_label,
+            "loss": self.loss_label,
+            "seed": self.seed,
+        }
+
     def folder(self, out: Path) -> Path:
         """Folder of the training under the results folder."""
         return out / self.train_id

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness import __version__
 from harness.errors import BenchError
+from harness.listing import LISTS
+from harness.processes import writable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(verb=_report)
     listing = verbs.add_parser("list", help="list losses, models, metrics, profiles, engines, data sets or suites")
-    listing.add_argument("kind", choices=tuple(_LISTS))
+    listing.add_argument("kind", choices=tuple(LISTS))
     listing.add_argument("--json", action="store_true", help="print as JSON")
     listing.set_defaults(verb=_list)
     check = verbs.add_parser("check", help="check that a loss does what a loss should")
@@ -191,7 +193,7 @@ def _work(todo: list[Entry], place: Place, args: argparse.Namespace, console: Co
 
     check_data([e.cell for e in todo], place.root)
     for folder in (place.out, args.reports):
-        _writable(folder)
+        writable(folder)
     place = replace(place, device=_device(args.device))
     if args.workers is not None and args.workers < 1:
         raise BenchError(f"--workers {args.workers}: expected at least 1.")
@@ -320,7 +322,7 @@ def _report(args: argparse.Namespace) -> int:
         if name not in FORMATS:
             raise BenchError(f"--format {name!r}{nearest(name, FORMATS)}: expected names out of {', '.join(FORMATS)}.")
     for suite, entries in _load(args):
-        _writable(args.reports)
+        writable(args.reports)
         if args.commit:
             target = args.reports / suite.name / "records"
             console.print(f"{export_records(entries, target)} records in {target}", highlight=False)
@@ -349,13 +351,13 @@ def _score(args: argparse.Namespace) -> int:
     if args.out is not None:
         if args.out.is_dir():
             raise BenchError(f"--out {args.out}: is a folder; name a file.")
-        _writable(args.out.parent)
+        writable(args.out.parent)
     given = {name: value for name, value in vars(args).items() if name != "verb" and value is not None}
     return run_score(Request(**given))
 
 
 def _list(args: argparse.Namespace) -> int:
-    rows = _LISTS[args.kind]()
+    rows = LISTS[args.kind]()
     if args.json:
         import json
 
@@ -365,77 +367,6 @@ def _list(args: argparse.Namespace) -> int:
     for name, text in rows:
         print(f"{name:{width}}  {text}".rstrip())
     return 0
-
-
-def _classes(table: dict[str, str]) -> list[tuple[str, str]]:
-    from harness.resolve import summary
-
-    return [(name, summary(target)) for name, target in table.items()]
-
-
-def _losses() -> list[tuple[str, str]]:
-    from harness.losses import LOSSES
-
-    return _classes(LOSSES)
-
-
-def _models() -> list[tuple[str, str]]:
-    from harness.models import MODELS
-
-    return [
-        *_classes(MODELS),
-        ("NAME", "any network of monai.networks.nets by its class name"),
-        ("pkg.mod:Class", "any torch.nn.Module"),
-    ]
-
-
-def _metrics() -> list[tuple[str, str]]:
-    from harness.metrics import METRICS
-
-    return [(m.name, f"{m.title}: {m.about}") for m in METRICS.values()]
-
-
-def _profiles() -> list[tuple[str, str]]:
-    from harness.metrics import PROFILES
-
-    return [(p.name, p.about) for p in PROFILES.values()]
-
-
-def _engines() -> list[tuple[str, str]]:
-    from harness.metrics import ENGINES
-
-    return [*ENGINES.items()]
-
-
-def _manifests() -> list[tuple[str, str]]:
-    from harness.data.manifest import load_manifest, packed
-
-    folders = dict.fromkeys(p.resolve() for p in (Path("data_manifests"), packed("data_manifests")) if p.is_dir())
-    paths = {p.stem: p for folder in reversed(folders) for p in sorted(folder.glob("*.yaml"))}
-    return [(name, load_manifest(str(path.resolve()), path.parent).spec.title) for name, path in sorted(paths.items())]
-
-
-def _suites() -> list[tuple[str, str]]:
-    from harness.data.manifest import packed
-    from harness.yamlfile import read_yaml
-
-    folders = dict.fromkeys(p.resolve() for p in (Path("suites"), packed("suites")) if p.is_dir())
-    paths = {p.stem: p for folder in reversed(folders) for p in sorted(folder.glob("*.yaml"))}
-    return [
-        (name, str(read_yaml(p).data.get("description", "")).strip().split("\n")[0])
-        for name, p in sorted(paths.items())
-    ]
-
-
-_LISTS = {
-    "losses": _losses,
-    "models": _models,
-    "metrics": _metrics,
-    "profiles": _profiles,
-    "engines": _engines,
-    "data": _manifests,
-    "suites": _suites,
-}
 
 
 def _data(args: argparse.Namespace) -> int:
@@ -503,19 +434,6 @@ def _device(asked: str) -> str:
             f"--device {asked}: torch sees {torch.cuda.device_count() if available else 0} CUDA devices here."
         )
     return f"cuda:{index}"
-
-
-def _writable(folder: Path) -> None:
-    import tempfile
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise BenchError(
-            f"{folder}: cannot be written to ({error.strerror}); name another folder with --out or --reports."
-        ) from None
 
 
 if __name__ == "__main__":

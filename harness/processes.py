@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+from harness.errors import BenchError
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -60,3 +64,18 @@ def one_thread() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def writable(folder: Path) -> None:
+    """Make a folder and see that it takes files: before minutes of work, not after.
+
+    Raises:
+        BenchError: It does not.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise BenchError(f"{folder}: cannot be written to ({reason}); name another folder.") from None

@@ -68,7 +68,7 @@ def frames(entries: Sequence[Entry], home: Home | None = None) -> Tables:
         notes += found
     if home and any(name not in old or _differs(old[name], sheet) for name, sheet in new.items()):
         write_sheets(home, new)
-    about = [_labels(e) for e in entries]
+    about = [e.cell.labels for e in entries]
     cells = pd.DataFrame([labels | _cell_row(e) for labels, e in zip(about, entries, strict=True)])
     ids = [labels | {"train_id": e.cell.train_id} for labels, e in zip(about, entries, strict=True)]
     cases, curves = _cases(new["cases"], owners["cases"], ids), _curves(new["curves"], owners["curves"], ids)
@@ -220,18 +220,6 @@ def _categorical(texts: Sequence[str], codes: NDArray[Any]) -> pd.Categorical:
     small = np.min_scalar_type(-max(1, len(names)))
     table = np.array([place.get(text, 0) for text in texts], small)
     return pd.Categorical.from_codes(table[codes], pd.Index(names, dtype=object))
-
-
-def _labels(entry: Entry) -> dict[str, Any]:
-    cell = entry.cell
-    return {
-        "dataset": cell.dataset,
-        "split": cell.data["split"],
-        "fold": cell.data["fold"],
-        "model": cell.model_label,
-        "loss": cell.loss_label,
-        "seed": cell.seed,
-    }
 
 
 def _cell_row(entry: Entry) -> dict[str, Any]:

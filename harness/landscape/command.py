@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from harness.grid import Choice, label_of
 from harness.landscape.figure import comparison, groups_of, values
 from harness.landscape.measure import COLUMNS, FAMILIES, Course, LeftOut, measure, number_of_steps
 from harness.losses import LOSSES
+from harness.processes import writable
 from harness.records import write_rows
 
 FOLDER = "landscape"
@@ -38,7 +38,7 @@ def run_landscape(losses: Sequence[str], out: Path, as_json: bool) -> int:
     """
     named = _named(losses)
     folder = out / FOLDER
-    _writable(folder)
+    writable(folder)
     found = _measured(named)
     courses = [c for c in found if isinstance(c, Course)]
     left = [c for c in found if isinstance(c, LeftOut)]
@@ -114,14 +114,3 @@ def _tell(courses: list[Course], left: list[LeftOut], paths: list[Path], as_json
     console.print(f"{len(courses)} losses: {table}", markup=False)
     for path in figures[:: len(ENDINGS)]:
         console.print(f"figure: {path} (and {', '.join(ENDINGS[1:])})", markup=False)
-
-
-def _writable(folder: Path) -> None:
-    """Before minutes of work, not after."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        reason = error.strerror or error
-        raise BenchError(f"{folder}: cannot be written to ({reason}); name another folder with --out.") from None

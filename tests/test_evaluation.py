@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from harness.data.prepare import Prepared
+from harness.evaluation import mean_of, score_case
 from harness.records import CASE_COLUMNS
-from harness.score import mean_of, score_case
 
 CLASSES = {"bar": 1, "lost": 2, "ghost": 3, "nowhere": 4}
 ABOUT = {

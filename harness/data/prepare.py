@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data.intensity import Intensity
 from harness.data.layouts import Reader, Volume
-from harness.data.manifest import Intensity, Manifest
+from harness.data.manifest import Manifest
 from harness.errors import BenchError
 from harness.records import write_atomic
 

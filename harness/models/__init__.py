@@ -11,6 +11,12 @@ MODELS: dict[str, str] = {
 BARE_MODULE = "monai.networks.nets"
 
 
+# What a model gives to losses besides its embedding and its head.
+PROVIDES: dict[str, frozenset[str]] = {}
+
+
 def provided(name: str) -> frozenset[str]:
     """What a model gives to losses that ask (see harness.losses.needs); foreign ones do not name their head."""
-    return frozenset({"embedding", "classify"} if name in MODELS else {"embedding"})
+    if name not in MODELS:
+        return frozenset({"embedding"})
+    return frozenset({"embedding", "classify"}) | PROVIDES.get(name, frozenset())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,13 +17,23 @@ class Output:
         logits: (B, C, *S), raw, float32 whatever the precision of the trunk.
         embedding: (B, F, *S), the last decoder stage; None where a network hides it.
         classify: The segmentation head, from an embedding to logits.
+        aux: Logits at lower resolutions for deep supervision, the finest first; each half of the one before or less.
+        attention: What a network with attention offers (see harness.losses.shape_prior).
+        shape_tokens: Distribution over the tokens of a shape prior.
+        shape_prior: The prior's map of classes.
+        token_maps: Maps that the tokens attend to.
     """
 
     logits: Tensor
     embedding: Tensor | None = None
     classify: Callable[[Tensor], Tensor] | None = None
+    aux: list[Tensor] | None = None
+    attention: Tensor | None = None
+    shape_tokens: Tensor | None = None
+    shape_prior: Tensor | None = None
+    token_maps: Tensor | None = None
 
     def offered(self) -> dict[str, object]:
         """The fields that a loss may ask for by name."""
-        fields = {"embedding": self.embedding, "classify": self.classify}
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "logits"}
         return {k: v for k, v in fields.items() if v is not None}

@@ -40,6 +40,7 @@ class Cell:
         skip: Why this cell cannot be run, or None.
         profiles: Profiles that distances are measured under, in order.
         engine: What computes the distances.
+        init_path: The file of weights that the model starts from; its digest stands in `model`.
     """
 
     suite: str
@@ -60,6 +61,7 @@ class Cell:
     skip: str | None
     profiles: tuple[str, ...] = (PROFILE,)
     engine: str = ENGINE
+    init_path: str | None = None
 
     @cached_property
     def train_id(self) -> str:

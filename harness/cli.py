@@ -151,7 +151,7 @@ def _load(args: argparse.Namespace) -> list[tuple[Suite, list[Entry]]]:
     from harness.plan import make_plan
     from harness.suite import load_suite
 
-    suites = [load_suite(path, args.quick) for path in args.suites]
+    suites = [load_suite(path, args.quick, args.data) for path in args.suites]
     return [(s, make_plan(s, _outs(args), args.reports, args.only)) for s in suites]
 
 
@@ -232,7 +232,7 @@ def _page(
     formats: Sequence[str] | None = None,
 ) -> Path:
     from harness.results import report_suite
-    from harness.suite import FORMATS
+    from harness.suite_file import FORMATS
 
     try:
         return report_suite(suite, entries, place, reports, force, formats or FORMATS)[0]
@@ -310,7 +310,7 @@ def _report(args: argparse.Namespace) -> int:
 
     from harness.cell import Place
     from harness.results import export_records
-    from harness.suite import FORMATS
+    from harness.suite_file import FORMATS
     from harness.yamlfile import nearest
 
     console = Console()

@@ -19,7 +19,8 @@ from harness.published import NAMES, published_table
 from harness.records import write_atomic
 from harness.rows import frames
 from harness.store import Home
-from harness.suite import FORMATS, Suite
+from harness.suite import Suite
+from harness.suite_file import FORMATS
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from harness.data.manifest import ManifestFile, packed
-from harness.suite import SuiteFile
+from harness.suite_file import SuiteFile
 
 SCHEMAS: dict[str, type[BaseModel]] = {
     "suites/suite.schema.json": SuiteFile,

@@ -9,7 +9,7 @@ from harness.metrics.table import ENGINES, PROFILES, canonical, check_metrics, c
 from harness.yamlfile import YamlFile, nearest
 
 if TYPE_CHECKING:
-    from harness.suite import SuiteFile
+    from harness.suite_file import SuiteFile
 
 
 def canonical_metrics(spec: SuiteFile, file: YamlFile) -> SuiteFile:

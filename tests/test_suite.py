@@ -173,7 +173,7 @@ def test_a_2d_data_set_is_cut_into_its_own_images(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(text + "dimensions: 2\n")
     flat = BASE.replace("manifest: phantom", "manifest: mine.yaml") + "metrics: [dice, boundary_iou@3]\n"
     assert suite(tmp_path, flat).cells[0].metrics == ("dice", "boundary_iou@3")
-    assert suite(tmp_path, flat, quick=True).cells[0].metrics == ("dice",)  # the phantom is a volume
+    assert suite(tmp_path, flat, quick=True).cells[0].metrics == ("dice", "boundary_iou@3")  # its phantom is flat too
     for wrong in ("patches: {size: [8, 8, 8]}", "slices: {size: [64, 64], axis: 1}"):
         with pytest.raises(BenchError, match="is a 2D data set; give `slices"):
             suite(tmp_path, flat.replace("slices: {size: [64, 64]}", wrong))
@@ -192,16 +192,85 @@ def test_two_cells_never_share_a_name(tmp_path: Path) -> None:
     twice = "data:\n  - {manifest: phantom, split: default, slices: {size: [64, 64]}}\n  - {manifest: phantom, split: default, slices: {size: [96, 96]}}"
     with pytest.raises(BenchError, match="two cells would both be called"):
         suite(tmp_path, BASE.replace("data: {manifest: phantom, split: default, slices: {size: [64, 64]}}", twice))
-    assert (
-        len(
-            suite(
-                tmp_path,
-                BASE.replace("data: {manifest: phantom, split: default, slices: {size: [64, 64]}}", twice),
-                quick=True,
-            ).cells
-        )
-        == 4
+
+
+LATER = (
+    "resample: {spacing: median}",
+    "resample: {spacing: [2, 1, 1]}",
+    "crop: nonzero",
+    "canonical: true",
+    "intensity: {zscore: volume}",
+)
+
+
+def test_keys_of_the_data_that_came_later_change_ids_only_where_they_say_something(tmp_path: Path) -> None:
+    def first(extra: str = "", cut: str = "slices: {size: [64, 64]}") -> Cell:
+        text = BASE.replace("slices: {size: [64, 64]}", f"{cut}{', ' + extra if extra else ''}")
+        return suite(tmp_path, text).cells[0]
+
+    base = first()
+    assert base.data["view"] == {"slices": {"size": [64, 64], "fit": "pad", "axis": 0}}
+    for same in ("canonical: false", "crop: null"):
+        assert first(same).train_id == base.train_id
+    assert first(cut="slices: {size: [64, 64], keep: all}").train_id == base.train_id
+    assert len({base.train_id, *(first(e).train_id for e in LATER)}) == 1 + len(LATER)
+    assert first(LATER[0]).data["view"]["resample"] == {"spacing": "median"}
+    assert first(LATER[4]).data["view"]["intensity"] == {"zscore": "volume"}
+    kept = first(cut="slices: {size: [64, 64], keep: labelled}")
+    assert kept.data["view"]["slices"]["keep"] == "labelled" and kept.train_id != base.train_id
+    volume = first(cut="patches: {size: [16, 32, 32]}")
+    assert volume.data["view"] == {"patches": {"size": [16, 32, 32], "foreground": 0.33}}
+    assert first(cut="patches: {size: nnunet}").data["view"]["patches"]["size"] == "nnunet"
+
+
+def test_the_quick_form_is_the_suite_on_a_phantom_of_its_own_data(tmp_path: Path) -> None:
+    text = BASE.replace("[64, 64]", "[224, 224]")
+    full, quick = suite(tmp_path, text), suite(tmp_path, text + "quick: {epochs: 3, cases: 2, size: 32}\n", quick=True)
+    assert quick.name == full.name + "-quick" and len(quick.cells) == len(full.cells)
+    cell = quick.cells[0]
+    assert cell.data["manifest"] == full.cells[0].data["manifest"] and cell.data["split"] == "default"
+    assert [len(cell.data[part]) for part in ("train", "val", "test")] == [2, 0, 2]
+    assert cell.data["view"]["slices"]["size"] == [32, 32] and cell.train["epochs"] == 3
+    small = "quick: {batch: 1, seeds: 1, models: [unet: {width: 2, depth: 2}], size: [32, 48]}\n"
+    (one, *_), count = (found := suite(tmp_path, text + small, quick=True)).cells, len(found.cells)
+    assert (one.train["batch"], one.model["args"]["width"], count) == (1, 2, 2)
+    assert one.data["view"]["slices"]["size"] == [32, 48]
+
+
+def test_folds_and_validation_cases_are_kept_by_the_quick_form(tmp_path: Path) -> None:
+    text = BASE.replace("split: default", "split: kfold4, folds: all")
+    assert {c.data["fold"] for c in suite(tmp_path, text).cells} == {0, 1, 2, 3}
+    assert {c.data["fold"] for c in suite(tmp_path, text, quick=True).cells} == {0}
+    assert {c.data["fold"] for c in suite(tmp_path, text + "quick: {folds: 2}\n", quick=True).cells} == {0, 1}
+
+
+def test_a_model_may_start_from_weights(tmp_path: Path) -> None:
+    for name in ("a.pt", "b.pt", "again.pt"):
+        (tmp_path / name).write_bytes(b"one" if name != "b.pt" else b"two")
+
+    def cells(init: str, train: str = "") -> tuple[Cell, ...]:
+        text = BASE.replace("width: 4", f"width: 4, init: {init}" if init else "width: 4")
+        return suite(tmp_path, text.replace("epochs: 1", f"epochs: 1{train}")).cells
+
+    (base, *_), (one, *_), (same, *_), (two, *_) = (
+        cells(i) for i in ("", "{checkpoint: a.pt}", "{checkpoint: again.pt}", "{checkpoint: b.pt}")
     )
+    assert "init" not in base.model and base.init_path is None and cells("null")[0].train_id == base.train_id
+    assert one.init_path == str(tmp_path / "a.pt") and one.train_id == same.train_id != two.train_id
+    assert base.train_id not in (one.train_id, two.train_id)
+    assert one.seed_base == base.seed_base  # the same batches, with and without
+    assert cells("", ", init: {checkpoint: a.pt}")[0].train_id == one.train_id
+    frozen = cells("{checkpoint: a.pt, freeze: [encoder], lr: {decoder: 0.1}}")[0]
+    assert frozen.model["init"]["freeze"] == ["encoder"] and frozen.train_id != one.train_id
+    both = cells("{sweep: [null, {checkpoint: a.pt}]}")
+    assert {c.model_label for c in both} == {"unet", "unet(init=a)"}
+    for wrong, words in (
+        ("{checkpoint: c.pt}", "no file 'c.pt' beside the suite"),
+        ("{checkpoint: a.pt, frieze: [x]}", "init.frieze"),
+        ("{freeze: [x]}", "init.checkpoint: field required"),
+    ):
+        with pytest.raises(BenchError, match=words):
+            cells(wrong)
 
 
 def test_seeds_never_depend_on_the_loss(tmp_path: Path) -> None:

@@ -7,42 +7,47 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, RootModel, field_validator, model_validator
 
+from harness.data.cases import Cases, Found, fault_of
 from harness.data.intensity import Intensity
+from harness.data.splits import Parts, Split, deal
 from harness.errors import BenchError
 from harness.yamlfile import Strict, YamlFile, nearest, read_yaml
 
 LAYOUTS = {
-    "phantom": "harness.data.layouts:Phantom",
-    "decathlon": "harness.data.layouts:Decathlon",
-    "files": "harness.data.layouts:Files",
+    "phantom": "harness.data.layouts.phantom:Phantom",
+    "files": "harness.data.layouts.files:Files",
+    "decathlon": "harness.data.layouts.decathlon:Decathlon",
+    "nnunet": "harness.data.layouts.nnunet:NnUnet",
+    "synapse_npz": "harness.data.layouts.synapse_npz:SynapseNpz",
+    "cityscapes": "harness.data.layouts.cityscapes:Cityscapes",
+    "brats": "harness.data.layouts.brats:Brats",
+    "acdc": "harness.data.layouts.acdc:Acdc",
 }
 
+_FIRST_INTENSITIES = ("window", "zscore", "percentiles")
+_Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Side = tuple[_Millimetres, _Millimetres, _Millimetres]
 
-class Split(Strict):
-    """Either lists of cases or a seeded k-fold over patients."""
 
-    train: list[str] | Literal["rest"] = "rest"
-    val: list[str] = Field(default_factory=list)
-    test: list[str] = Field(default_factory=list)
-    folds: int | None = Field(default=None, ge=2)
-    seed: int = 0
+class SpacingTable(RootModel[dict[str, Side]]):
+    """A file of spacings: case → [z, y, x] in mm."""
 
-    @model_validator(mode="after")
-    def _kind(self) -> Split:
-        if self.folds is None and not self.test:
-            raise ValueError("a split needs `test` (a list of cases) or `folds` (a number)")
-        if self.folds is not None and (self.test or self.val or self.train != "rest"):
-            raise ValueError("`folds` deals all cases out by itself; leave train, val and test away")
-        return self
+
+class Phantom(Strict):
+    """How the phantom of a data set looks: what stands in for its files in `--quick` runs and in tests."""
+
+    scene: str
+    shape: tuple[int, int, int]
+    spacing: Side = (1.0, 1.0, 1.0)
+    cases: list[str] | None = Field(default=None, min_length=1)  # only where the manifest has `cases: found`
 
 
 class ManifestFile(Strict):
@@ -61,11 +66,13 @@ class ManifestFile(Strict):
     ignore: int | None = None
     regions: dict[str, list[str]] | None = None  # what is measured instead of the classes: unions of them
     dimensions: Literal[2, 3] = 3  # 2: a case is one image, and distances are in its plane
-    spacing: Literal["header", "unknown"] = "header"
+    spacing: Literal["header", "unknown"] | str | dict[str, Side] = "header"  # or mm (z, y, x) by case, or FILE.yaml
     intensity: Intensity
-    cases: list[str] = Field(min_length=1)
+    cases: Cases
     patient: str | None = None
     splits: dict[str, Split]
+    phantom: Phantom | None = None
+    files: dict[str, str] = Field(default_factory=dict)  # path below the folder of data → "sha256:..."
 
     @field_validator("labels")
     @classmethod
@@ -76,11 +83,30 @@ class ManifestFile(Strict):
 
     @field_validator("cases")
     @classmethod
-    def _names(cls, cases: list[str]) -> list[str]:
-        for case in cases:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", case):
-                raise ValueError(f"case {case!r} names a file: letters, digits, '_', '.' and '-' only")
+    def _names(cls, cases: list[str] | Found) -> list[str] | Found:
+        if isinstance(cases, list):
+            if not cases:
+                raise ValueError("no case is named; list them, give a range, or write `found`")
+            if fault := fault_of(cases):
+                raise ValueError(fault)
         return cases
+
+    @field_validator("spacing")
+    @classmethod
+    def _table(cls, spacing: str | dict[str, Side]) -> str | dict[str, Side]:
+        if isinstance(spacing, str) and spacing not in ("header", "unknown") and not spacing.endswith(".yaml"):
+            raise ValueError(
+                "spacing is `header`, `unknown`, a table of case: [z, y, x] in mm, or a file x.yaml with one"
+            )
+        return spacing
+
+    @field_validator("files")
+    @classmethod
+    def _digests(cls, files: dict[str, str]) -> dict[str, str]:
+        for name, digest in files.items():
+            if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+                raise ValueError(f"the digest of {name!r} must be 'sha256:' and 64 hexadecimal digits")
+        return files
 
     @field_validator("patient")
     @classmethod
@@ -95,22 +121,20 @@ class ManifestFile(Strict):
     def _consistent(self) -> ManifestFile:
         if len(self.layout) != 1 or next(iter(self.layout)) not in LAYOUTS:
             raise ValueError(f"`layout` names one of {', '.join(LAYOUTS)}, found {', '.join(self.layout) or 'none'}")
-        double = sorted({c for c in self.cases if self.cases.count(c) > 1})
-        if double:
-            raise ValueError(f"case {double[0]!r} stands twice in `cases`")
         reserved = {*self.labels.values(), 0}
         if reserved & set(self.drop) or self.ignore in reserved:
             raise ValueError("a value in `drop` or `ignore` is also a label or the background")
+        found = isinstance(self.cases, Found)
+        if found and "phantom" in self.layout:
+            raise ValueError("the layout `phantom` has no folder to find cases in; list them")
+        if self.phantom is not None and self.phantom.cases is not None:
+            if not found:
+                raise ValueError(
+                    "`phantom.cases` is only for `cases: found`; the phantom has the cases of the manifest"
+                )
+            if fault := fault_of(self.phantom.cases):
+                raise ValueError(f"phantom.cases: {fault}")
         return self
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Cases of one split (and fold)."""
-
-    train: tuple[str, ...]
-    val: tuple[str, ...]
-    test: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -120,6 +144,8 @@ class Manifest:
     path: Path
     spec: ManifestFile
     file: YamlFile
+    root: Path | None = None  # where `cases: found` looks
+    phantom: bool = False  # the cases are those of the phantom, where the manifest has `cases: found`
     _known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)  # per cell
 
     @property
@@ -152,11 +178,16 @@ class Manifest:
         return str(self._known["digest"])
 
     def _digest(self) -> str:
-        kept = self.spec.model_dump(
-            mode="json", exclude={"title", "licence", "attribution", "obtain", "figures", "splits", "regions"}
-        )
+        prose = {"title", "licence", "attribution", "obtain", "figures", "splits", "regions", "phantom", "files"}
+        kept = self.spec.model_dump(mode="json", exclude=prose)
+        # ids were made before there were these: they are named only where they are used
         if self.spec.dimensions == 3:
-            del kept["dimensions"]  # ids of volumes were made before there was this field
+            del kept["dimensions"]
+        kept["intensity"] = {k: v for k, v in kept["intensity"].items() if v is not None or k in _FIRST_INTENSITIES}
+        if isinstance(self.spec.cases, Found):
+            kept["cases"] = "found"  # which ones enter by cell
+        if self.spacings:
+            kept["spacing"] = {case: list(sides) for case, sides in self.spacings.items()}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
     def patient_of(self, case: str) -> str:
@@ -191,46 +222,89 @@ class Manifest:
         return found
 
     def _parts(self, split: str, fold: int | None) -> Parts:
-        chosen = self.split(split)
-        if chosen.folds is not None:
-            return self._fold(chosen, split, fold)
-        held = [*chosen.val, *chosen.test]
-        train = [c for c in self.spec.cases if c not in held] if chosen.train == "rest" else list(chosen.train)
-        parts = Parts(tuple(train), tuple(chosen.val), tuple(chosen.test))
-        self._check(parts, split)
-        return parts
+        return deal(self.split(split), split, fold, self.cases, self.patient_of, self.file)
 
-    def _fold(self, split: Split, name: str, fold: int | None) -> Parts:
-        assert split.folds is not None
-        if fold is None or not 0 <= fold < split.folds:
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """All cases, in order.
+
+        Raises:
+            BenchError: They are those found in the folder of data, and no folder was given, or it has others than
+                expected.
+        """
+        if not isinstance(self.spec.cases, Found):
+            return tuple(self.spec.cases)
+        if "cases" not in self._known:
+            self._known["cases"] = self._found(self.spec.cases)
+        return tuple(self._known["cases"])
+
+    def _found(self, expected: Found) -> list[str]:
+        if self.phantom:
+            if self.spec.phantom is None or self.spec.phantom.cases is None:
+                raise self.file.error(
+                    ("phantom", "cases"),
+                    "names of the phantom's cases are needed where the manifest has `cases: found`.",
+                )
+            return list(self.spec.phantom.cases)
+        if self.root is None:
             raise BenchError(
-                f"{self.path}: split {name!r} has folds 0 to {split.folds - 1}, fold {fold} was asked for."
+                f"the cases of {self.name} are those in its folder: say where with --data FOLDER or BENCH_DATA. "
+                f"{' '.join(self.spec.obtain.split())}"
             )
-        patients = sorted({self.patient_of(c) for c in self.spec.cases})
-        if split.folds > len(patients):
-            raise self.file.error(("splits", name, "folds"), f"{split.folds} folds of {len(patients)} patients.")
-        random.Random(split.seed).shuffle(patients)
-        held = set(patients[fold :: split.folds])
-        test = tuple(c for c in self.spec.cases if self.patient_of(c) in held)
-        return Parts(tuple(c for c in self.spec.cases if c not in test), (), test)
+        from harness.data.layouts import reader_of
 
-    def _check(self, parts: Parts, split: str) -> None:
-        owner: dict[str, tuple[str, str]] = {}
-        for part in ("train", "val", "test"):
-            for case in getattr(parts, part):
-                if case not in self.spec.cases:
-                    raise self.file.error(("splits", split, part), f"case {case!r} is not in `cases`.")
-                if getattr(parts, part).count(case) > 1:
-                    raise self.file.error(("splits", split, part), f"case {case!r} stands here twice.")
-                patient = self.patient_of(case)
-                before, other = owner.setdefault(patient, (part, case))
-                if before != part:
-                    raise self.file.error(
-                        ("splits", split, part),
-                        f"patient {patient!r} stands in two parts: {other!r} in {before}, {case!r} in {part}.",
-                    )
-        if not parts.train or not parts.test:
-            raise self.file.error(("splits", split), "no cases are left for training or for testing.")
+        cases = reader_of(self, self.root).cases()
+        if not cases:
+            raise BenchError(
+                f"{self.root} holds no case of {self.name} (layout {self.layout[0]}). "
+                f"{' '.join(self.spec.obtain.split())}"
+            )
+        if fault := fault_of(cases):
+            raise BenchError(f"{self.root}: {fault}; rename it.")
+        if expected.found is not None and len(cases) != expected.found:
+            raise BenchError(
+                f"{self.root} holds {len(cases)} cases of {self.name}, its manifest expects {expected.found}; "
+                "complete the folder, or state the number that you have in a manifest of your own."
+            )
+        return cases
+
+    def spacing_of(self, case: str, stated: Sequence[float] | None) -> tuple[float, float, float] | None:
+        """Spacing (z, y, x) in mm of a case.
+
+        Args:
+            case: The case.
+            stated: What its file states; None where the format has none.
+
+        Raises:
+            BenchError: The manifest has a table of spacings that lacks the case, or says `header` of a format that
+                states none.
+        """
+        if self.spec.spacing == "unknown":
+            return None
+        if self.spec.spacing == "header":
+            if stated is None:
+                raise self.file.error(
+                    ("spacing",), "the files of this layout state no spacing; write `unknown` or a table by case."
+                )
+            return (float(stated[0]), float(stated[1]), float(stated[2]))
+        table = self.spacings
+        if case not in table:
+            raise self.file.error(
+                ("spacing",), f"the table has no spacing of case {case!r}; it has {len(table)} cases."
+            )
+        return table[case]
+
+    @property
+    def spacings(self) -> dict[str, tuple[float, float, float]]:
+        """The table of spacings by case, from the manifest or from the file that it names; empty where there is none."""
+        if isinstance(self.spec.spacing, dict):
+            return self.spec.spacing
+        if self.spec.spacing in ("header", "unknown"):
+            return {}
+        if "spacings" not in self._known:
+            self._known["spacings"] = read_yaml(self.path.parent / self.spec.spacing).parse(SpacingTable).root
+        found: dict[str, tuple[float, float, float]] = self._known["spacings"]
+        return found
 
 
 def members_of(classes: Mapping[str, int], regions: Mapping[str, Sequence[str]] | None) -> dict[str, tuple[int, ...]]:
@@ -240,13 +314,15 @@ def members_of(classes: Mapping[str, int], regions: Mapping[str, Sequence[str]] 
     return {region: tuple(classes[name] for name in names) for region, names in regions.items()}
 
 
-def load_manifest(name: str, base: Path) -> Manifest:
+def load_manifest(name: str, base: Path, root: Path | None = None, *, phantom: bool = False) -> Manifest:
     """Find and validate a manifest.
 
     Args:
         name: A file `x.yaml` relative to `base` or to the working directory, or a bare name, looked up in the folders
             `data_manifests` beside the suite, beside its folder and in the working directory, then in the package.
         base: Folder of the suite file.
+        root: Folder of data, where `cases: found` looks. Loading does not need it; `.cases` and `.parts` then do.
+        phantom: The data is the phantom, and `cases: found` are those of the section `phantom`.
 
     Raises:
         BenchError: There is none of that name, or it is not valid.
@@ -266,10 +342,21 @@ def load_manifest(name: str, base: Path) -> Manifest:
     file = read_yaml(path)
     spec = file.parse(ManifestFile)
     _check_regions(spec, file)
-    manifest = Manifest(path, spec, file)
-    for split, chosen in spec.splits.items():
-        manifest.parts(split, 0 if chosen.folds else None)
+    manifest = Manifest(path, spec, file, root, phantom)
+    if phantom or not isinstance(spec.cases, Found):
+        _check_spacings(manifest)
+        for split, chosen in spec.splits.items():
+            manifest.parts(split, 0 if chosen.folds else None)
     return manifest
+
+
+def _check_spacings(manifest: Manifest) -> None:
+    table = manifest.spacings
+    absent = [c for c in manifest.cases if table and c not in table]
+    if absent:
+        raise manifest.file.error(
+            ("spacing",), f"the table has no spacing of case {absent[0]!r} ({len(absent)} cases are not in it)."
+        )
 
 
 def _check_regions(spec: ManifestFile, file: YamlFile) -> None:

@@ -15,7 +15,7 @@ from harness.report.layouts import LAYOUTS, Numbers, build
 from harness.report.page import environment
 from harness.report.published import compare
 from harness.report.view import TableView
-from harness.suite import FORMATS
+from harness.suite_file import FORMATS
 
 
 def write_tables(

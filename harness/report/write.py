@@ -19,7 +19,7 @@ from harness.report.qualitative import Panel, draw_panel
 from harness.report.tablefiles import write_tables, write_views
 from harness.report.tables import apply_policy, leaderboard
 from harness.report.verdicts import Ranking
-from harness.suite import FORMATS
+from harness.suite_file import FORMATS
 
 LAYOUTS = (*TABLES, "curves", "distributions", "qualitative")
 # Behind the sections that the suite asks for; each is left out where it has nothing to show.

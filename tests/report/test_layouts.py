@@ -11,7 +11,7 @@ from harness.report.frames import prepare
 from harness.report.layouts import LAYOUTS, Numbers, arguments_of, build, sweep_families
 from harness.report.tablefiles import write_tables
 from harness.report.view import Block, Column, Entry, Row, marked
-from harness.suite import Report
+from harness.suite_file import Report
 
 NASTY = "<b>Lov\u00e1sz</b> \"'/..\\&amp; $x_1$ _{{ 7*7 }} 0.5,\nnext"
 

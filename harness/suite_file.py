@@ -1,0 +1,221 @@
+"""The schema of a suite file."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from harness.cell import ENGINE, PROFILE
+from harness.data.intensity import Intensity
+from harness.errors import BenchError
+from harness.metrics.table import ENGINES, PROFILES
+from harness.published import published_names, published_table
+from harness.yamlfile import Strict, nearest
+
+PositiveFloat = Annotated[float, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0)]
+# Checked by hand, for a sentence that names the nearest; the editor's schema knows the names all the same.
+ProfileName = Annotated[str, Field(json_schema_extra={"enum": list(PROFILES)})]
+EngineName = Annotated[str, Field(json_schema_extra={"enum": list(ENGINES)})]
+
+
+class Slices(Strict):
+    """2D: every slice along `axis` of the volume is one sample."""
+
+    size: tuple[Positive, Positive]
+    fit: Literal["pad", "resize"] = "pad"
+    axis: Literal[0, 1, 2] = 0
+    keep: Literal["all", "labelled"] = "all"  # labelled: only slices with a class on them are trained on
+
+
+class Patches(Strict):
+    """3D: random patches, a share of them centred on the foreground; sliding window at inference."""
+
+    size: tuple[Positive, Positive, Positive] | Literal["nnunet"]
+    foreground: float = Field(default=0.33, ge=0, le=1)
+    overlap: float = Field(default=0.5, ge=0, lt=1)  # of neighbouring windows at inference
+
+
+class Resample(Strict):
+    """The grid that volumes are brought to before they are cut; predictions go back to their own."""
+
+    spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | Literal["median", "nnunet"]
+
+
+class DataEntry(Strict):
+    """One data set of the grid."""
+
+    manifest: str
+    split: str
+    folds: Literal["all"] | list[Annotated[int, Field(ge=0)]] | None = None
+    slices: Slices | None = None
+    patches: Patches | None = None
+    resample: Resample | None = None
+    crop: Literal["nonzero", "body"] | None = None
+    intensity: Intensity | None = None  # instead of the manifest's
+    canonical: bool = False  # axes brought into one order first
+
+    @model_validator(mode="after")
+    def _view(self) -> DataEntry:
+        if (self.slices is None) == (self.patches is None):
+            raise ValueError("give either `slices: {size: [h, w]}` (2D) or `patches: {size: [d, h, w]}` (3D)")
+        return self
+
+    def view(self) -> dict[str, Any]:
+        """What of this decides the arrays; keys that came later stand in it only where they say something."""
+        cut = self.slices or self.patches
+        assert cut is not None
+        later = {"keep": "all"} if self.slices else {"overlap": 0.5}
+        shape = {k: v for k, v in cut.model_dump(mode="json").items() if k not in later or v != later[k]}
+        view: dict[str, Any] = {"slices" if self.slices else "patches": shape}
+        rest = self.model_dump(mode="json", exclude={"manifest", "split", "folds", "slices", "patches"})
+        for key, value in rest.items():
+            if isinstance(value, dict):
+                value = {k: v for k, v in value.items() if v is not None}
+            if value is not None and value is not False:
+                view[key] = value
+        return view
+
+
+class Augment(Strict):
+    """Random transforms of a training batch; ranges are uniform, drawn per sample."""
+
+    rotate: float = Field(default=0.0, ge=0, le=180)  # degrees, ±
+    scale: float = Field(default=0.0, ge=0, lt=1)  # zoom by 1 ± this
+    shift: float = Field(default=0.0, ge=0, lt=1)  # translation by ± this share of the size
+    flip: bool = False  # each spatial axis with probability one half
+    noise: float = Field(default=0.0, ge=0)  # SD of added Gaussian noise, in units of the input
+    intensity: float = Field(default=0.0, ge=0, lt=1)  # gain by 1 ± this
+
+
+class PresetAugment(Strict):
+    """The augmentation of a published recipe (see docs/suites.md)."""
+
+    preset: Literal["transunet", "nnunet"]
+    flip: bool = True  # false where left and right differ
+
+
+class Init(Strict):
+    """Start from a local file of weights instead of random ones."""
+
+    checkpoint: str  # .safetensors, .pt, or a published .npz that the model can read
+    map: dict[str, str] = Field(default_factory=dict)  # prefix in the file: prefix in the model
+    freeze: list[str] = Field(default_factory=list)  # prefixes of what does not learn
+    lr: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)  # prefix: factor on the learning rate
+
+
+class Train(Strict):
+    """How every cell is trained."""
+
+    epochs: Positive
+    batch: Positive
+    steps: Positive | None = None  # per epoch; by default as many as visit every sample once
+    optimizer: dict[Literal["sgd", "adam", "adamw"], dict[str, float | bool]]
+    schedule: Literal["constant", "poly", "cosine", "plateau"] = "poly"
+    precision: Literal["float32", "bf16"] = "float32"
+    clip: float | None = Field(default=None, gt=0)  # of the gradient's norm
+    augment: Augment | PresetAugment = Augment()
+    cases: Literal["all"] | Positive = "all"
+    init: Init | None = None
+    deep_supervision: bool | None = None  # by default where the model gives logits at lower resolutions
+
+    @field_validator("optimizer")
+    @classmethod
+    def _one(cls, value: dict[str, dict[str, float | bool]]) -> dict[str, dict[str, float | bool]]:
+        allowed = {
+            "sgd": {"lr", "momentum", "weight_decay", "nesterov"},
+            "adam": {"lr", "weight_decay"},
+            "adamw": {"lr", "weight_decay"},
+        }
+        if len(value) != 1:
+            raise ValueError("expected one of {sgd: {...}}, {adam: {...}}, {adamw: {...}}")
+        name, args = next(iter(value.items()))
+        for key in args:
+            if key not in allowed[name]:
+                known = ", ".join(sorted(allowed[name]))
+                raise ValueError(f"{name} has no argument {key!r}{nearest(key, allowed[name])}; it has: {known}")
+        if not isinstance(args.get("lr"), (int, float)) or args["lr"] <= 0:
+            raise ValueError(f"{name} needs a learning rate `lr` above 0")
+        if args.get("nesterov") and not args.get("momentum"):
+            raise ValueError("nesterov needs a momentum above 0")
+        return value
+
+
+class Rank(Strict):
+    """What the report orders by."""
+
+    by: list[str] = Field(default_factory=lambda: ["dice"], min_length=1)
+    baseline: str | None = None
+    rope: float = Field(default=0.01, gt=0, lt=1)  # differences of fractions up to this do not matter
+
+
+FORMATS = ("html", "csv", "latex")  # of a report
+
+
+class Report(Strict):
+    """Which tables and figures, and which published table stands beside them."""
+
+    layout: tuple[
+        Literal["survey_table", "loss_by_model", "sweeps", "jadon", "celaya", "curves", "qualitative"], ...
+    ] = ("survey_table", "curves", "qualitative")
+    published: str | None = Field(
+        default=None, json_schema_extra=lambda schema: schema.update(enum=[*published_names().tables, None])
+    )
+    notes: list[str] = Field(default_factory=list)
+
+    @field_validator("published")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                published_table(value)
+            except BenchError as error:
+                raise ValueError(str(error)) from None
+        return value
+
+
+class Quick(Strict):
+    """What `--quick` overrides; it runs on a phantom in the data set's own layout."""
+
+    epochs: Positive = 2
+    steps: Positive | None = None
+    cases: Positive = 4  # of each part
+    size: Positive | list[Positive] = 64
+    batch: Positive | None = None
+    seeds: Positive | None = None
+    folds: Positive = 1
+    models: list[str | dict[str, Any]] | None = Field(default=None, min_length=1)
+
+
+class SuiteFile(Strict):
+    """The schema of `suites/*.yaml`."""
+
+    suite: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    description: str = ""
+    data: DataEntry | list[DataEntry]
+    models: list[str | dict[str, Any]] = Field(min_length=1)
+    losses: list[str | dict[str, Any]] = Field(min_length=1)
+    with_: dict[str, Any] | None = Field(default=None, alias="with")
+    seeds: Positive | list[Annotated[int, Field(ge=0)]] = 1
+    train: Train
+    labels: Literal["clean"] = "clean"
+    select: str = "last"
+    tune: None = None
+    metrics: list[str] = Field(default_factory=lambda: ["dice", "hd95", "asd"], min_length=1)
+    profile: ProfileName | list[ProfileName] = PROFILE
+    engine: EngineName = ENGINE
+    rank: Rank = Rank()
+    report: Report = Report()
+    quick: Quick = Quick()
+    timeout: float | None = Field(default=None, gt=0)
+
+    @field_validator("select")
+    @classmethod
+    def _select(cls, value: str) -> str:
+        if value == "last" or re.fullmatch(r"best:[a-z0-9_]+(@[^@]+)?@val", value):
+            return value
+        if value.endswith("@test"):
+            raise ValueError("a network is never selected on the test set; use last or best:METRIC@val")
+        raise ValueError("expected last or best:METRIC@val")

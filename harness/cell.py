@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ class Cell:
         skip: Why this cell cannot be run, or None.
         profiles: Profiles that distances are measured under, in order.
         engine: What computes the distances.
+        scored_by: The losses behind the metrics `loss:NAME`: name of the metric to `{"loss": specification, "digest":
+            of its sources}`.
         init_path: The file of weights that the model starts from; its digest stands in `model`.
     """
 
@@ -62,6 +64,7 @@ class Cell:
     profiles: tuple[str, ...] = (PROFILE,)
     engine: str = ENGINE
     init_path: str | None = None
+    scored_by: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @cached_property
     def train_id(self) -> str:
@@ -78,7 +81,23 @@ class Cell:
     def eval_id(self) -> str:
         """Hash of `train_id` and of everything that decides the metric rows."""
         scoring = {"profile": PROFILE} | self._scoring()
+        if self.scored_by:  # with arguments and version: a name says neither
+            scoring["losses"] = self._scored()
         return _hash("eval", EVAL_VERSION, self.train_id, self.data["test"], list(self.metrics), scoring)
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Digests of the sources that the results rest on, as they stand in records."""
+        found = {"loss": self.loss_digest, "model": self.model_source.digest}
+        return found | self.scoring_sources
+
+    @property
+    def scoring_sources(self) -> dict[str, str]:
+        """Digests of the sources of the losses that score, by metric."""
+        return {name: one["digest"] for name, one in self.scored_by.items()}
+
+    def _scored(self) -> dict[str, Any]:
+        return {name: _identity(one["loss"]) for name, one in self.scored_by.items()}
 
     def _scoring(self) -> dict[str, Any]:
         """What of the scoring is not the default: profiles, engine, regions."""
@@ -130,7 +149,7 @@ class Cell:
 
     def described(self) -> dict[str, Any]:
         """The resolved configuration, as it stands in records."""
-        return {
+        return ({"scored_by": self._scored()} if self.scored_by else {}) | {
             "suite": self.suite,
             "dataset": self.dataset,
             "split": self.data["split"],

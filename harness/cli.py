@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,14 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--format", default="html,csv,latex", metavar="NAMES", help="what to write of html,csv,latex (default: all)"
     )
+    report.add_argument(
+        "--merge", metavar="NAME", help="one report of all suites in reports/NAME instead of one for each"
+    )
+    report.add_argument(
+        "--with-images",
+        action="store_true",
+        help="show slices of the images whatever their licence, in reports/SUITE/with-images, for your own eyes",
+    )
     report.set_defaults(verb=_report)
     listing = verbs.add_parser("list", help="list losses, models, metrics, profiles, engines, data sets or suites")
     listing.add_argument("kind", choices=tuple(LISTS))
@@ -95,7 +104,10 @@ def _parser() -> argparse.ArgumentParser:
     data = verbs.add_parser("data", help="show a data set: licence, how to obtain it, what is missing")
     data.add_argument("manifest", help="name of a manifest, or a file")
     data.add_argument("--data", type=Path, default=_root(), metavar="DIR", help="folder of data sets (or BENCH_DATA)")
-    data.add_argument("--verify", action="store_true", help="read every case and check shapes, labels and values")
+    data.add_argument("--verify", action="store_true", help="read every case: faults, shapes, spacing, classes")
+    data.add_argument("--phantom", type=Path, metavar="DIR", help="write a small phantom in the data set's own layout")
+    data.add_argument("--from-nifti", type=Path, metavar="DIR", help="write a manifest with spacings from NIfTI files")
+    data.add_argument("--json", action="store_true", help="print as JSON")
     data.set_defaults(verb=_data)
     return parser
 
@@ -230,15 +242,22 @@ def _page(
     reports: Path,
     force: bool = False,
     formats: Sequence[str] | None = None,
+    images: bool = False,
 ) -> Path:
     from harness.results import report_suite
     from harness.suite_file import FORMATS
 
+    with _written(reports / suite.name):
+        return report_suite(suite, entries, place, reports, force, formats or FORMATS, images=images)[0]
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """A report that cannot be written is one sentence."""
     try:
-        return report_suite(suite, entries, place, reports, force, formats or FORMATS)[0]
+        yield
     except OSError as error:
-        reason = error.strerror or error
-        raise BenchError(f"the report cannot be written to {reports / suite.name}: {reason}.") from None
+        raise BenchError(f"the report cannot be written to {folder}: {error.strerror or error}.") from None
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -293,7 +312,7 @@ def _data_notes(suite: Suite, args: argparse.Namespace, console: Console) -> Non
 
     for manifest in suite.manifests.values():
         try:
-            absent = reader_of(manifest, args.data).missing(list(manifest.spec.cases))
+            absent = reader_of(manifest, args.data).missing(manifest.cases)
             note = (
                 f"{absent[0]} and {len(absent) - 1} more are not there. {manifest.spec.obtain.strip()}"
                 if absent
@@ -321,12 +340,24 @@ def _report(args: argparse.Namespace) -> int:
     for name in formats:
         if name not in FORMATS:
             raise BenchError(f"--format {name!r}{nearest(name, FORMATS)}: expected names out of {', '.join(FORMATS)}.")
-    for suite, entries in _load(args):
-        writable(args.reports)
+    if args.with_images and args.commit:
+        raise BenchError("--commit: a report made with --with-images is for your own eyes; leave out one of the two.")
+    if args.merge and args.commit:
+        raise BenchError("--commit: records are committed suite by suite; leave out --merge.")
+    planned = _load(args)
+    writable(args.reports)
+    if args.merge:
+        from harness.merge import report_merged
+
+        with _written(args.reports / args.merge):
+            page = report_merged(args.merge, planned, place, args.reports, formats, images=args.with_images)
+        console.print(f"report: {page}", highlight=False, soft_wrap=True)
+        return 0
+    for suite, entries in planned:
         if args.commit:
             target = args.reports / suite.name / "records"
             console.print(f"{export_records(entries, target)} records in {target}", highlight=False)
-        page = _page(suite, entries, place, args.reports, force=True, formats=formats)
+        page = _page(suite, entries, place, args.reports, force=True, formats=formats, images=args.with_images)
         console.print(f"report: {page}", highlight=False, soft_wrap=True)
     return 0
 
@@ -370,48 +401,9 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _data(args: argparse.Namespace) -> int:
-    from rich.console import Console
+    from harness.data.verify import data_command
 
-    from harness.data.layouts import reader_of
-    from harness.data.manifest import load_manifest
-
-    console = Console(highlight=False, soft_wrap=True)
-    manifest = load_manifest(args.manifest, Path.cwd())
-    spec = manifest.spec
-    for name, text in (
-        ("data set", spec.title),
-        ("licence", spec.licence),
-        ("attribution", spec.attribution),
-        ("to obtain", spec.obtain),
-        ("classes", ", ".join(spec.labels)),
-        ("cases", str(len(spec.cases))),
-        ("splits", ", ".join(spec.splits)),
-    ):
-        console.print(f"{name:12}{' '.join(text.split())}", markup=False)
-    reader = reader_of(manifest, args.data)
-    absent = reader.missing(list(spec.cases))
-    for path in absent[:10]:
-        console.print(f"missing: {path}", markup=False)
-    if absent:
-        raise BenchError(f"{len(absent)} files of {manifest.name} are not there.")
-    if args.verify:
-        return _verify(manifest, reader, console)
-    console.print(f"all files of {len(spec.cases)} cases are there")
-    return 0
-
-
-def _verify(manifest: Any, reader: Any, console: Console) -> int:
-    from rich.progress import track
-
-    faults = 0
-    for case in track(manifest.spec.cases, "reading", console=console, transient=True):
-        try:
-            reader.read(case)
-        except BenchError as error:
-            faults += 1
-            console.print(str(error), markup=False)
-    console.print(f"{len(manifest.spec.cases) - faults} cases read, {faults} with faults")
-    return 1 if faults else 0
+    return data_command(args)
 
 
 def _device(asked: str) -> str:

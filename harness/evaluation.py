@@ -18,6 +18,7 @@ from harness.cell import ENGINE, PROFILE, Cell, Place
 from harness.data.layouts import IGNORE
 from harness.data.manifest import Manifest, members_of
 from harness.data.prepare import Prepared
+from harness.loss_scores import LossScores
 from harness.metrics import evaluate
 from harness.metrics.policy import policy_value, pooled_iou
 from harness.metrics.table import PROFILES, SURFACE_METRICS, metric_of
@@ -25,7 +26,7 @@ from harness.predict import predict_case
 from harness.records import CASE_COLUMNS, write_rows
 
 if TYPE_CHECKING:
-    from harness.worker import Cases
+    from harness.cell_cases import Cases
 
 
 def validator(
@@ -34,8 +35,8 @@ def validator(
     """A function from the network in training to its validation metrics; None without validation cases."""
     if not cell.data["val"]:
         return None
-    held = cases.load(manifest, cell.data["val"], cell.data["view"])
-    wanted = [m for m in cell.metrics if metric_of(m)[0].unit_kind != "count"]
+    held = cases.load(cell, manifest, cell.data["val"])
+    wanted = [m for m in cell.metrics if metric_of(m)[0].unit_kind not in ("count", "loss")]
     if cell.train["select"] == "last":
         wanted = [m for m in wanted if metric_of(m)[0].name not in SURFACE_METRICS]  # only watched: the cheap ones
     profiles = [p for p in cell.profiles if any(p == _first_profile(cell, m) for m in wanted)] or cell.profiles[:1]
@@ -61,7 +62,10 @@ def _score(
     device: torch.device,
     metrics: Sequence[str],
     profiles: Sequence[str],
+    losses: LossScores | None = None,
 ) -> tuple[Any, list[dict[str, Any]]]:
+    about = cell.labels | {"patient": manifest.patient_of(case.case), "case": case.case}
+    values: list[dict[str, Any]] = []
     prediction = predict_case(
         model,
         case,
@@ -69,8 +73,8 @@ def _score(
         batch=int(cell.train["batch"]),
         device=device,
         precision=cell.train["precision"],
+        keep_logits=None if losses is None else lambda logits: values.extend(losses.rows(logits, case, about)),
     )
-    about = cell.labels | {"patient": manifest.patient_of(case.case), "case": case.case}
     regions = cell.data.get("regions")
     scored = score_case(
         prediction,
@@ -82,13 +86,26 @@ def _score(
         engine=cell.engine,
         dimensions=manifest.spec.dimensions,
     )
-    return prediction, scored
+    return prediction, scored + values
 
 
 def evaluate_cell(
-    cell: Cell, place: Place, cases: Cases, manifest: Manifest, model: torch.nn.Module
+    cell: Cell,
+    place: Place,
+    cases: Cases,
+    manifest: Manifest,
+    model: torch.nn.Module,
+    losses: LossScores | None = None,
 ) -> tuple[float, str]:
     """Predict and measure the test cases; writes cases.csv and the masks.
+
+    Args:
+        cell: The cell.
+        place: Where things are.
+        cases: Prepared cases.
+        manifest: The data set.
+        model: The trained network, on its device.
+        losses: What the metrics `loss:NAME` are measured with.
 
     Returns:
         Seconds it took, and the digest of the references.
@@ -99,15 +116,15 @@ def evaluate_cell(
     model.eval()
     device = torch.device(place.device)
     rows: list[dict[str, Any]] = []
-    tested: list[Any] = []
+    tested: list[Prepared] = []
     for name in cell.data["test"]:
-        (case,) = cases.load(manifest, [name], cell.data["view"])
-        prediction, scored = _score(cell, case, manifest, model, device, cell.metrics, cell.profiles)
-        tested.append(case.reference)
+        (case,) = cases.load(cell, manifest, [name])
+        prediction, scored = _score(cell, case, manifest, model, device, cell.metrics, cell.profiles, losses)
+        tested.append(case)
         rows += scored
         _write_mask(masks / f"{name}.nii.gz", prediction, case)
     write_rows(cell.eval_folder(place.out) / "cases.csv", CASE_COLUMNS, rows)
-    return time.monotonic() - began, fingerprint(tested)
+    return time.monotonic() - began, fingerprint(case.reference for case in tested)
 
 
 def _write_mask(path: Path, prediction: Any, case: Prepared) -> None:

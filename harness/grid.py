@@ -117,6 +117,8 @@ def _expand(entry: Any, file: YamlFile, where: KeyPath) -> Iterator[LossChoice]:
         yield _sum(args, file, here)
     elif name == "subsets":
         yield from _subsets(args, file, here)
+    elif name == "pairs":
+        yield from _pairs(args, file, here)
     else:
         if not isinstance(args, dict):
             raise file.error(here, "expected `name: {argument: value}`.")
@@ -198,6 +200,18 @@ def _subsets(args: Any, file: YamlFile, where: KeyPath) -> Iterator[LossChoice]:
                 yield parts[0]
             elif parts:
                 yield _joined([(p, 1.0) for p in parts])
+
+
+def _pairs(args: Any, file: YamlFile, where: KeyPath) -> Iterator[LossChoice]:
+    """Sums of two losses of different groups, with equal weights."""
+    if not isinstance(args, dict) or len(args) < 2 or not all(isinstance(g, list) and g for g in args.values()):
+        raise file.error(where, "expected two or more groups of losses, {group: [losses], group: [losses]}.")
+    groups = [
+        [c for i, e in enumerate(group) for c in _expand(e, file, (*where, name, i))] for name, group in args.items()
+    ]
+    for one, other in itertools.combinations(groups, 2):
+        for a, b in itertools.product(one, other):
+            yield _joined([(a, 1.0), (b, 1.0)])
 
 
 def _excepted(rule: dict[str, Any] | None, known: set[str], file: YamlFile) -> set[str]:

@@ -31,7 +31,8 @@ def _models() -> list[tuple[str, str]]:
 def _metrics() -> list[tuple[str, str]]:
     from harness.metrics import METRICS
 
-    return [(m.name, f"{m.title}: {m.about}") for m in METRICS.values()]
+    family = ("loss:NAME", "value of a loss on the network's logits of a case; loss:* for every loss of the suite")
+    return [*((m.name, f"{m.title}: {m.about}") for m in METRICS.values()), family]
 
 
 def _profiles() -> list[tuple[str, str]]:

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 
-def make_optimizer(spec: dict[str, dict[str, Any]], model: nn.Module, loss: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a cell: the network's parameters, and a group of its own for a loss that learns.
+def make_optimizer(
+    spec: dict[str, dict[str, Any]],
+    model: nn.Module,
+    loss: nn.Module,
+    factors: Mapping[nn.Parameter, float] | None = None,
+) -> torch.optim.Optimizer:
+    """The optimizer of a cell: the network's parameters that learn, and a group of its own for a loss that learns.
 
     Args:
         spec: `{"sgd": {...}}`, `{"adam": {...}}` or `{"adamw": {...}}`.
         model: The network.
         loss: The loss; its parameters learn at its class attribute `lr`, else at the suite's rate, without decay.
+        factors: On the suite's rate, for parameters of the network that learn at another; they form groups of their own
+            after the first, which may then be empty.
     """
     name, args = next(iter(spec.items()))
-    groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
+    groups: list[dict[str, Any]] = [{"params": []}]  # the first has the suite's rate, which curves show
+    by_factor: dict[float, list[nn.Parameter]] = {1.0: groups[0]["params"]}
+    for parameter in (p for p in model.parameters() if p.requires_grad):
+        by_factor.setdefault((factors or {}).get(parameter, 1.0), []).append(parameter)
+    groups += [{"params": by_factor[f], "lr": f * float(args["lr"])} for f in sorted(by_factor) if f != 1]
     for rate, own in _learning(loss, float(args["lr"])):
         groups.append({"params": own, "lr": rate, "weight_decay": 0.0})
     makers: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}

@@ -104,7 +104,7 @@ def _entry(cell: Cell, places: Sequence[str], records: Records) -> Entry:
             continue
         if record.status == "skip":
             continue  # of a loss that asked for more than it does now
-        fresh = record.sources == {"loss": cell.loss_digest, "model": cell.model_source.digest}
+        fresh = record.sources == cell.sources
         state = "stale" if record.status in ("ok", "diverged") and not fresh else record.status
         found.append(Entry(cell, state, record, Path(place, train_id, eval_id)))
     order = ("ok", "diverged", "stale")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,30 +10,44 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from harness.data.prepare import Prepared, restore
+from harness.data.prepare import restore, restore_scores
+from harness.data.stored import Prepared
 
 
 @torch.inference_mode()
 def predict_case(
-    model: nn.Module, case: Prepared, view: dict[str, Any], *, batch: int, device: torch.device, precision: str
+    model: nn.Module,
+    case: Prepared,
+    view: dict[str, Any],
+    *,
+    batch: int,
+    device: torch.device,
+    precision: str,
+    keep_logits: Callable[[Tensor], None] | None = None,
 ) -> NDArray[np.uint8]:
     """Segment one case.
 
-    Slices are predicted in batches and stacked; patches by a sliding window with Gaussian weights and half overlap.
+    Slices are predicted in batches and stacked; patches by a sliding window with Gaussian weights, which overlaps by
+    half unless the view says another share. Where the case was resampled, probabilities go back to the original grid
+    by linear interpolation, and the class with the highest is taken there; else the label itself goes back.
 
     Args:
         model: A network that returns an `Output`, in evaluation mode.
         case: The prepared case.
-        view: `{"slices": {...}}` or `{"patches": {...}}`.
+        view: `{"slices": {...}}` or `{"patches": {...}}`; the case's own view, where it has one, counts instead.
         batch: Slices or windows per forward pass.
         device: Where the network is.
         precision: "float32" or "bf16".
+        keep_logits: Called once with the logits of the whole case on the network's grid and on its device, float32:
+            (S, K + 1, h, w) of slices, (1, K + 1, z, y, x) of a volume.
 
     Returns:
         (z, y, x) uint8 on the original grid; class indices 0..K.
     """
+    view = case.view or view
     image = torch.from_numpy(case.image).to(device)
     layout = memory_format(model, image.ndim - 2 if "slices" in view else image.ndim - 1, device)
+    scored = case.geometry is not None and case.geometry.resampled
 
     def logits(x: Tensor) -> Tensor:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
@@ -40,15 +55,40 @@ def predict_case(
         return out
 
     if "slices" in view:
-        labels = torch.cat([logits(part).argmax(1).to(torch.uint8) for part in torch.split(image, batch)])
+        whole = keep_logits is not None
+        kept = (lambda x: x) if whole else _probabilities if scored else _labels
+        found = torch.cat([kept(logits(part)) for part in torch.split(image, batch)])
     else:
         from monai.inferers import sliding_window_inference
 
-        whole: Tensor = sliding_window_inference(
-            image[None], view["patches"]["size"], batch, logits, overlap=0.5, mode="gaussian"
+        whole = True
+        found = sliding_window_inference(
+            image[None],
+            view["patches"]["size"],
+            batch,
+            logits,
+            overlap=float(view["patches"].get("overlap", 0.5)),
+            mode="gaussian",
         )
-        labels = whole[0].argmax(0).to(torch.uint8)
-    return restore(labels.cpu().numpy(), case.reference.shape, view)
+    if keep_logits is not None:
+        keep_logits(found)
+    if whole:
+        found = _probabilities(found) if scored else _labels(found)
+    if case.geometry is None or not scored:
+        label = found if "slices" in view else found[0]
+        return restore(label.cpu().numpy(), case.reference_shape, view, case.geometry)
+    classes = found.movedim(1, 0) if "slices" in view else found[0]  # (K + 1, ...)
+    return restore_scores(lambda k: classes[k].cpu().numpy(), len(classes), view, case.geometry)
+
+
+def _probabilities(logits: Tensor) -> Tensor:
+    """Softmax in float32: (B, C, *S)."""
+    return torch.softmax(logits.float(), dim=1)
+
+
+def _labels(logits: Tensor) -> Tensor:
+    """The class of the largest logit: (B, C, *S) to (B, *S) uint8."""
+    return logits.argmax(1).to(torch.uint8)
 
 
 def memory_format(model: nn.Module, dims: int, device: torch.device) -> torch.memory_format:

@@ -128,6 +128,24 @@ def summary(target: str) -> str:
     return text.splitlines()[0] if text else ""
 
 
+def state_of(target: str) -> str:
+    """What of a loss changes before or during a training, as far as its source says.
+
+    Args:
+        target: `Found.target`.
+
+    Returns:
+        "epoch_end", "prepare" or "Parameter", or "" where nothing is found.
+    """
+    where, _, cls = target.rpartition(":")
+    place = _class_in(where, cls)
+    if place is None:
+        return ""
+    found = next((name for name in ("epoch_end", "prepare") if _method(place, name)), "")
+    names = {getattr(node, "attr", getattr(node, "id", "")) for node in ast.walk(place.node)}
+    return found or ("Parameter" if "Parameter" in names else "")
+
+
 def _user_module(path: Path) -> ModuleType:
     """Import a user's file once for each state of it: an edited file is another module."""
     name = "bench_user_" + hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:16]

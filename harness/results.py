@@ -1,4 +1,4 @@
-"""From records to the report: tables of cells, cases and curves, and the qualitative panels. No torch."""
+"""From the records of a suite to its report: what `harness.report` is given. No torch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness import __version__
 from harness.cell import ENGINE, PROFILE, Place
-from harness.data.layouts import reader_of
-from harness.errors import BenchError
-from harness.metrics.table import ENGINES, PROFILES, check_profiles, metric_of
+from harness.metrics.table import ENGINES, LOSS, PROFILES, check_profiles, metric_of
+from harness.panels import panels
 from harness.plan import Entry
 from harness.published import NAMES, published_table
 from harness.records import write_atomic
@@ -21,13 +20,17 @@ from harness.rows import frames
 from harness.store import Home
 from harness.suite import Suite
 from harness.suite_file import FORMATS
+from harness.suite_losses import refusal
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from harness.report import Panel
 
 _STAMP = "report.json"
+WITH_IMAGES = "with-images"
+NOTICE = (
+    "Made with --with-images: it shows slices of images that their licence may not allow to pass on. It is for your "
+    "own eyes; git ignores this folder."
+)
 
 
 def report_suite(
@@ -37,34 +40,41 @@ def report_suite(
     reports: Path,
     force: bool = False,
     formats: Sequence[str] = FORMATS,
+    *,
+    images: bool = False,
 ) -> tuple[Path, bool]:
     """Write the report of a suite unless the one that is there rests on the same records.
+
+    Args:
+        suite: The suite.
+        entries: Its plan.
+        place: Where results and data are.
+        reports: Folder of reports.
+        force: Write it anew in any case.
+        formats: Which of `FORMATS` to write.
+        images: Show image voxels whatever the manifests say, in a report of its own that git ignores.
 
     Returns:
         The page, and whether it was written anew.
     """
-    out = reports / suite.name
+    out = folder_of(reports, suite.name, images=images)
     stamp = _inputs(suite, entries)
     page = out / "index.html"
     try:
         known = json.loads((out / _STAMP).read_text(encoding="utf-8"))["inputs"]
     except (OSError, ValueError, KeyError):
         known = ""
-    if page.is_file() and known == stamp and not force:
+    if page.is_file() and known == stamp and not force and not images:
         return page, False
     from harness.report import write_report
     from harness.report.verdicts import Ranking
 
     cells, cases, curves, damaged = frames(entries, Home(place.out, suite.name))
-    shown, notes = panels(suite, entries, place, cases) if "qualitative" in suite.spec.report.layout else ([], [])
-    notes += [
-        *_left_out(entries),
-        *damaged,
-        *_places(entries, reports),
-        *_measured(suite),
-        *_other_data(entries),
-        *_checks(entries),
-    ]
+    shown: list[Panel] = []
+    notes: list[str] = []
+    if "qualitative" in suite.spec.report.layout:
+        shown, notes = panels(suite, entries, place, cases, images=images)
+    notes += notes_of(suite, entries, reports, damaged)
     page = write_report(
         suite.name,
         suite.spec.description.strip(),
@@ -73,7 +83,7 @@ def report_suite(
         curves,
         out,
         layout=suite.spec.report.layout,
-        about=_about(suite, entries, notes),
+        about=about_of(suite, entries, notes),
         panels=shown,
         pooled=[m for m in suite.spec.metrics if metric_of(m)[0].scope == "dataset"],
         voxels=[m.name for m in suite.manifests.values() if m.spec.spacing == "unknown"],
@@ -81,88 +91,35 @@ def report_suite(
         published=suite.spec.report.published,
         specs={c.loss_label: c.loss for c in suite.cells},
         formats=formats,
+        notice=NOTICE if images else "",
     )
-    if set(formats) != set(FORMATS):
+    if images or set(formats) != set(FORMATS):
         (out / _STAMP).unlink(missing_ok=True)  # `bench run` then writes the whole
         return page, True
     write_atomic(out / _STAMP, lambda stream: stream.write(json.dumps({"inputs": stamp}).encode() + b"\n"))
     return page, True
 
 
-def panels(suite: Suite, entries: Sequence[Entry], place: Place, cases: pd.DataFrame) -> tuple[list[Panel], list[str]]:
-    """Qualitative panels of each data set, chosen by rule: the cases of median and of lowest mean Dice.
-
-    The mean is over losses, classes and seeds of the first model; the first seed's predictions are shown, on the slice
-    with the most labelled voxels. Image voxels are shown only where the manifest allows it.
-
-    Returns:
-        The panels, and a note for each data set that has none.
-    """
-    found: list[Panel] = []
-    notes: list[str] = []
-    for manifest in suite.manifests.values():
-        ours = [e for e in entries if e.cell.dataset == manifest.name and e.state == "ok" and e.folder]
-        if not ours:
-            continue
-        first = ours[0].cell
-        same = (first.model_label, first.seed, first.data["fold"], first.data["view"])
-        shown = [e for e in ours if (e.cell.model_label, e.cell.seed, e.cell.data["fold"], e.cell.data["view"]) == same]
-        try:
-            for case, why in _chosen(cases, ours, first.model_label, first.data["test"]):
-                found.append(_panel(manifest, shown, case, why, place))
-        except (BenchError, OSError, RuntimeError) as error:
-            notes.append(
-                f"No qualitative panels of {manifest.name}: its masks or its labels are not at hand ({error})."
-            )
-    return found, notes
+def folder_of(reports: Path, name: str, *, images: bool) -> Path:
+    """Folder of a report; one with images lies in a folder of its own with a file that makes git ignore it."""
+    out = reports / name
+    if images:
+        out = out / WITH_IMAGES
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".gitignore").write_text("*\n", encoding="utf-8")
+    return out
 
 
-def _chosen(cases: pd.DataFrame, entries: Sequence[Entry], model: str, tests: list[str]) -> list[tuple[str, str]]:
-    if cases.empty:
-        return []
-    ours = {e.cell.train_id for e in entries if e.cell.model_label == model}
-    dice = cases[(cases["metric"] == "dice") & cases["train_id"].isin(ours)]
-    dice = dice[(dice["status"] != "both_empty") & dice["case"].isin(tests)]
-    dice = dice[dice["profile"] == dice["profile"].iloc[0]] if len(dice) else dice  # of several profiles the first
-    means = dice.groupby("case", observed=True)["value"].mean().sort_values(kind="stable")
-    if means.empty:
-        return []
-    picks = [(str(means.index[len(means) // 2]), "median Dice"), (str(means.index[0]), "lowest Dice")]
-    return picks[: 1 if len(means) == 1 else 2]
-
-
-def _panel(manifest: Any, entries: Sequence[Entry], case: str, why: str, place: Place) -> Panel:
-    import numpy as np
-    import SimpleITK as sitk
-
-    from harness.report import Panel
-
-    volume = reader_of(manifest, place.root).read(case)
-    view = entries[0].cell.data["view"]
-    axis = view["slices"]["axis"] if "slices" in view else 0
-    planes = np.moveaxis(volume.label, axis, 0)
-    index = int(np.argmax(((planes > 0) & (planes < 255)).sum(axis=(1, 2))))
-    predictions = {}
-    for entry in entries:
-        assert entry.folder is not None
-        path = entry.folder / "masks" / f"{case}.nii.gz"
-        if not path.is_file():
-            raise FileNotFoundError(path.name)
-        predictions[entry.cell.loss_label] = np.moveaxis(sitk.GetArrayFromImage(sitk.ReadImage(str(path))), axis, 0)[
-            index
-        ]
-    image = np.moveaxis(volume.image[0], axis, 0)[index] if manifest.spec.figures == "images" else None
-    if image is not None and manifest.spec.intensity.window is not None:
-        image = np.clip(image, *manifest.spec.intensity.window)
-    return Panel(
-        case=f"{case}, slice {index}, {why}",
-        dataset=manifest.name,
-        model=entries[0].cell.model_label,
-        image=image,
-        truth=planes[index],
-        predictions=predictions,
-        classes={index: name for name, index in manifest.classes.items()},
-    )
+def notes_of(suite: Suite, entries: Sequence[Entry], reports: Path, damaged: Sequence[str]) -> list[str]:
+    """What the reader must know of the records, as sentences; `damaged` are those on files that could not be read."""
+    return [
+        *_left_out(entries),
+        *damaged,
+        *_places(entries, reports),
+        *_measured(suite),
+        *_other_data(entries),
+        *_checks(entries),
+    ]
 
 
 def _left_out(entries: Sequence[Entry]) -> list[str]:
@@ -202,6 +159,7 @@ def _measured(suite: Suite) -> list[str]:
         notes += [f"Profile {name}: {PROFILES[name].about}." for name in profiles]
     if spec.engine != ENGINE:
         notes.append(f"Distances by the engine {spec.engine}: {ENGINES[spec.engine]}.")
+    notes += _scoring_losses(suite)
     for manifest in suite.manifests.values():
         if regions := manifest.spec.regions:
             unions = "; ".join(f"{name} = {' + '.join(classes)}" for name, classes in regions.items())
@@ -209,6 +167,17 @@ def _measured(suite: Suite) -> list[str]:
         if manifest.spec.dimensions == 2:
             notes.append(f"{manifest.name} is a 2D data set: contours and distances are in the plane of each image.")
     return notes
+
+
+def _scoring_losses(suite: Suite) -> list[str]:
+    """A sentence for each loss of the suite that cannot score the networks of the others, where others can."""
+    if not any(name.startswith(LOSS) for name in suite.spec.metrics):
+        return []
+    rest = {c.loss_label: c.loss for c in suite.cells if f"{LOSS}{c.loss_label}" not in suite.spec.metrics}
+    reasons = ((label, refusal(spec)) for label, spec in rest.items())
+    # with a rule `with` each loss is the part of a sum that has its name
+    said = ((label, reason.removeprefix(f"of its part {label}: ")) for label, reason in reasons if reason)
+    return [f"{label} scores no network: {reason}." for label, reason in said]
 
 
 def _checks(entries: Sequence[Entry]) -> list[str]:
@@ -230,7 +199,8 @@ def _checks(entries: Sequence[Entry]) -> list[str]:
     return notes + [f"{loss} lacks, as it declares: {text}." for loss, text in sorted(declared.items())]
 
 
-def _about(suite: Suite, entries: Sequence[Entry], notes: list[str]) -> dict[str, Any]:
+def about_of(suite: Suite, entries: Sequence[Entry], notes: Sequence[str]) -> dict[str, Any]:
+    """The provenance of a suite, see `harness.report.write_report`."""
     spec = suite.spec
     quick = " --quick" if suite.quick else ""
     name, args = next(iter(spec.train.optimizer.items()))
@@ -240,7 +210,7 @@ def _about(suite: Suite, entries: Sequence[Entry], notes: list[str]) -> dict[str
     return {
         "suite": suite.text,
         "commands": [f"bench run {suite.path.name}{quick}", f"bench report {suite.path.name}{quick}"],
-        "notes": [*spec.report.notes, *notes],
+        "notes": [*spec.report.notes, *(spec.protocol.sentences() if spec.protocol else []), *notes],
         "learning_rates": f"{name} at {args['lr']:g} for every loss, schedule {spec.train.schedule}.",
         "environment": [json.loads(e) for e in sorted(environments)],
         "data": [

@@ -7,12 +7,14 @@ No torch in this process.
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing as mp
 import os
 import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -20,15 +22,19 @@ from typing import Any
 from rich.console import Console
 
 from harness.cell import Cell, Place
+from harness.data.fingerprint import asks
 from harness.data.layouts import reader_of
+from harness.data.layouts.absent import absence
 from harness.data.manifest import load_manifest
+from harness.data.phantoms import is_phantom
 from harness.errors import BenchError
 from harness.plan import Entry
 from harness.processes import cause_of_death, deaf_to_ctrl_c, one_thread
 from harness.progress import RunProgress
 from harness.records import RETRIED, RunRecord, read_record
 
-Case = tuple[str, str, str]  # manifest, case, view
+Case = tuple[str, str, str, bool, str]  # manifest, case, view, whether of the phantom, training cases if they matter
+Job = tuple[str, str, dict[str, Any], bool, list[str]]
 START_SECONDS = 120.0  # for a new process to import torch; a cell's timeout counts from then
 
 
@@ -88,22 +94,21 @@ def check_data(cells: list[Cell], root: Path | None) -> None:
     """Find out before any work whether the data is there.
 
     Raises:
-        BenchError: It says which files are missing, where they must lie and how to obtain the data set.
+        BenchError: It says which files are missing, where they must lie and how to obtain the data set; or the folder
+            is a phantom, whose results must not look like those of patients.
     """
     wanted: dict[str, set[str]] = {}
     for cell in cells:
-        if not cell.skip:
+        if not cell.skip and not cell.quick:  # a quick cell's data is made when it is needed
             names = wanted.setdefault(cell.manifest_path, set())
             names.update(cell.data["train"], cell.data["val"], cell.data["test"])
+    if wanted and root is not None and is_phantom(root):
+        raise BenchError(f"{root} holds a phantom, no patients: run it with --quick, or name the folder of the data.")
     for path, cases in wanted.items():
-        manifest = load_manifest(path, Path(path).parent)
+        manifest = load_manifest(path, Path(path).parent, root)
         absent = reader_of(manifest, root).missing(sorted(cases))
         if absent:
-            more = f" and {len(absent) - 1} more files" if len(absent) > 1 else ""
-            raise BenchError(
-                f"{manifest.name}: {absent[0]} is not there{more}. {' '.join(manifest.spec.obtain.split())} "
-                f"Then name its folder with --data or BENCH_DATA."
-            )
+            raise BenchError(absence(manifest, root, absent))
 
 
 def run_cells(
@@ -145,13 +150,13 @@ def run_cells(
 
 def _prepare_all(cells: list[Cell], pool: Pool, workers: int, console: Console) -> dict[Case, str]:
     """Preprocess every case once, in parallel; returns the faults by (manifest, case)."""
-    jobs: dict[Case, tuple[str, str, dict[str, Any]]] = {}
+    jobs: dict[Case, Job] = {}
     for cell in cells:
         for case in [] if cell.skip else [*cell.data["train"], *cell.data["val"], *cell.data["test"]]:
-            jobs.setdefault(_key(cell, case), (cell.manifest_path, case, cell.data["view"]))
+            jobs.setdefault(_key(cell, case), _job(cell, case))
     faults: dict[Case, str] = {}
     queue = deque(jobs.values())
-    running: dict[int, tuple[str, str, dict[str, Any]]] = {}
+    running: dict[int, Job] = {}
     began = time.monotonic()
     for slot in range(workers):
         pool.start(slot)
@@ -260,20 +265,30 @@ def _failed(cell: Cell, place: Place, status: str, message: str) -> RunRecord:
         there = read_record(cell.eval_folder(place.out) / "record.json")
         if there.status not in RETRIED:
             return there
-    sources = {"loss": cell.loss_digest, "model": cell.model_source.digest}
-    record = RunRecord(cell.train_id, cell.eval_id, status, message, cell.described(), sources=sources)
+    record = RunRecord(cell.train_id, cell.eval_id, status, message, cell.described(), sources=cell.sources)
     with contextlib.suppress(OSError):  # the message still reaches the user, and the same command runs the cell again
         cell.eval_folder(place.out).mkdir(parents=True, exist_ok=True)
         record.write(cell.eval_folder(place.out) / "record.json")
     return record
 
 
+def _job(cell: Cell, case: str) -> Job:
+    view = cell.data["view"]
+    told = _asks(cell.manifest_path, json.dumps(view))  # the view's numbers then depend on the fold
+    return cell.manifest_path, case, view, cell.quick, list(cell.data["train"]) if told else []
+
+
+@cache
+def _asks(manifest_path: str, view: str) -> bool:
+    return asks(load_manifest(manifest_path, Path(manifest_path).parent), json.loads(view))
+
+
 def _key(cell: Cell, case: str) -> Case:
-    return cell.manifest_path, case, repr(cell.data["view"])
+    return _of(_job(cell, case))
 
 
-def _of(job: tuple[str, str, dict[str, Any]]) -> Case:
-    return job[0], job[1], repr(job[2])
+def _of(job: Job) -> Case:
+    return job[0], job[1], repr(job[2]), job[3], repr(job[4])
 
 
 def _end_now(worker: Worker) -> None:

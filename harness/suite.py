@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from harness.metrics.table import check_profiles, metric_of
 from harness.models import BARE_MODULE, MODELS, provided
 from harness.resolve import locate
 from harness.suite_file import DataEntry, Init, SuiteFile
+from harness.suite_losses import scoring_losses
 from harness.suite_metrics import canonical_metrics
 from harness.yamlfile import YamlFile, nearest, read_yaml
 
@@ -89,6 +90,8 @@ def load_suite(path: str | Path, quick: bool = False, root: Path | None = None) 
         manifest = _manifest(entry.manifest, file, where, root, quick)
         manifests[manifest.name] = manifest
         cells += _cells_of(spec, file, entry, where, manifest, quick)
+    if scored := scoring_losses(spec, file):
+        cells = [replace(cell, scored_by=scored) for cell in cells]
     _check_unique(cells, file)
     _check_baseline(spec, file, {c.loss_label for c in cells})
     return Suite(found, spec, quick, manifests, tuple(cells), found.read_text(encoding="utf-8"))
@@ -97,10 +100,10 @@ def load_suite(path: str | Path, quick: bool = False, root: Path | None = None) 
 def _quick(spec: SuiteFile) -> SuiteFile:
     """The suite with what `quick` says of the training; sizes and cases follow cell by cell."""
     small = spec.quick
-    train = spec.train.model_copy(
-        update={"epochs": small.epochs, "steps": small.steps, "init": None, "batch": small.batch or spec.train.batch}
-    )
-    update: dict[str, Any] = {"train": train}
+    changes = {"epochs": small.epochs, "steps": small.steps, "batch": small.batch or spec.train.batch}
+    if small.models is not None:
+        changes["init"] = None  # weights of other models
+    update: dict[str, Any] = {"train": spec.train.model_copy(update=changes)}
     if small.seeds is not None:
         update["seeds"] = small.seeds
     if small.models is not None:

@@ -41,7 +41,7 @@ class Patches(Strict):
 class Resample(Strict):
     """The grid that volumes are brought to before they are cut; predictions go back to their own."""
 
-    spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | Literal["median", "nnunet"]
+    spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | Literal["median", "nnunet", "mist"]
 
 
 class DataEntry(Strict):
@@ -101,7 +101,8 @@ class Init(Strict):
     """Start from a local file of weights instead of random ones."""
 
     checkpoint: str  # .safetensors, .pt, or a published .npz that the model can read
-    map: dict[str, str] = Field(default_factory=dict)  # prefix in the file: prefix in the model
+    # prefix in the file: prefix in the model; null leaves the prefix out on both sides
+    map: dict[str, str | None] = Field(default_factory=dict)
     freeze: list[str] = Field(default_factory=list)  # prefixes of what does not learn
     lr: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)  # prefix: factor on the learning rate
 
@@ -176,6 +177,35 @@ class Report(Strict):
         return value
 
 
+class Protocol(Strict):
+    """The published protocol that a suite follows, and where it does not; shown on the page.
+
+    Keys are those of the suite (`seeds`, `train.augment`, ...); each sentence says what the paper has and why this
+    differs, or what was taken where the paper is silent.
+    """
+
+    source: str
+    departures: dict[str, str] = Field(default_factory=dict)
+    unstated: dict[str, str] = Field(default_factory=dict)
+    readings: list[str] = Field(default_factory=list)  # where the source says two things, which is followed
+
+    @model_validator(mode="after")
+    def _once(self) -> Protocol:
+        both = sorted(self.departures.keys() & self.unstated.keys())
+        if both:
+            raise ValueError(f"{both[0]!r} stands in `departures` and in `unstated`; a paper states it or does not")
+        return self
+
+    def sentences(self) -> list[str]:
+        """What the page says of it."""
+        return [
+            f"Protocol of {self.source}.",
+            *(f"Departure, {key}: {text}" for key, text in self.departures.items()),
+            *(f"Not stated in the source, {key}: {text}" for key, text in self.unstated.items()),
+            *self.readings,
+        ]
+
+
 class Quick(Strict):
     """What `--quick` overrides; it runs on a phantom in the data set's own layout."""
 
@@ -208,6 +238,7 @@ class SuiteFile(Strict):
     engine: EngineName = ENGINE
     rank: Rank = Rank()
     report: Report = Report()
+    protocol: Protocol | None = None
     quick: Quick = Quick()
     timeout: float | None = Field(default=None, gt=0)
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import BenchError
-from harness.metrics.table import ENGINES, PROFILES, canonical, check_metrics, check_profiles, metric_of
+from harness.metrics.table import (
+    ENGINES,
+    EVERY_LOSS,
+    LOSS,
+    PROFILES,
+    canonical,
+    check_metrics,
+    check_profiles,
+    metric_of,
+)
+from harness.suite_losses import every_loss
 from harness.yamlfile import YamlFile, nearest
 
 if TYPE_CHECKING:
@@ -28,6 +38,9 @@ def canonical_metrics(spec: SuiteFile, file: YamlFile) -> SuiteFile:
     _known(file, ("engine",), "engine", spec.engine, ENGINES)
     metrics: list[str] = []
     for i, name in enumerate(spec.metrics):
+        if name.strip() == EVERY_LOSS:
+            metrics += [m for m in every_loss(spec, file, ("metrics", i)) if m not in metrics]
+            continue
         found = _metric(file, ("metrics", i), name)
         if found in metrics:
             raise file.error(("metrics", i), f"the metric {found!r} stands here a second time; keep one.")
@@ -38,6 +51,9 @@ def canonical_metrics(spec: SuiteFile, file: YamlFile) -> SuiteFile:
                 raise file.error(("metrics", i), str(error)) from None
         metrics.append(found)
     by = [_metric(file, ("rank", "by", i), name, metrics) for i, name in enumerate(spec.rank.by)]
+    for i, name in enumerate(by):
+        if name.startswith(LOSS):
+            raise file.error(("rank", "by", i), f"{name!r} favours the loss itself; rank by a metric such as dice.")
     update: dict[str, Any] = {"metrics": metrics, "rank": spec.rank.model_copy(update={"by": by})}
     if spec.select != "last":
         name = _metric(file, ("select",), spec.select.removeprefix("best:").removesuffix("@val"), metrics)

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from harness.cell import Cell
-from harness.data.batches import Batch, TrainSet
+from harness.data.batches import TrainSet
+from harness.deep_supervision import Scales
 from harness.errors import BenchError
-from harness.losses.calls import evaluate_loss, needs_of
+from harness.losses.calls import needs_of
 from harness.losses.needs import LABEL_NEEDS
 from harness.losses.targets import derive
 from harness.models.build import digest
 from harness.models.heads import attach, head_channels
+from harness.models.weights import learning_factors
 from harness.optim import Schedule, make_optimizer
 from harness.predict import memory_format
 from harness.records import write_atomic
@@ -139,10 +142,14 @@ class Trainer:
         required, optional = needs_of(self.loss)
         self.needs = {*required, *optional}
         self.label_needs = sorted(self.needs & LABEL_NEEDS)
+        self.scales = Scales(self.loss)
+        # a loss that asks for the lower logits makes its own use of them
+        self.supervised = train.get("deep_supervision") is not False and "aux" not in self.needs
         self.trained = nn.ModuleList([self.model])  # the network, and heads that the loss asks for
         if channels := head_channels(self.loss, self.needs):
             self.trained.append(self._heads(channels))
-        self.optimizer = make_optimizer(train["optimizer"], self.trained, self.loss)
+        factors = learning_factors(self.model, cell.model.get("init"))
+        self.optimizer = make_optimizer(train["optimizer"], self.trained, self.loss, factors)
         self.schedule = Schedule(train["schedule"], self.steps)
         self.parameters = [p for p in self.trained.parameters() if p.requires_grad]
         self.targets = Stopwatch(self.device)
@@ -187,7 +194,8 @@ class Trainer:
         given = output.offered()
         for heads in self.trained[1:]:
             given |= heads(output.embedding)
-        terms = evaluate_loss(self.loss, logits, batch.target, self._offered(batch, clock) | given)
+        lower = output.aux if self.supervised else None
+        terms = self.scales(logits, lower, batch.target, batch.spacing, partial(self._offered, clock), given)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(terms["loss"])
         if self.cell.train["clip"] is not None:
@@ -199,15 +207,16 @@ class Trainer:
         self._lr = lr
         state.step += 1
 
-    def _offered(self, batch: Batch, clock: dict[str, Tensor]) -> dict[str, Any]:
-        offered: dict[str, Any] = {"spacing": batch.spacing, **clock}
+    def _offered(self, clock: dict[str, Tensor], scale: int, target: Tensor, spacing: Tensor) -> dict[str, Any]:
+        offered: dict[str, Any] = {"spacing": spacing, **clock}
         if self.label_needs:
             with self.targets:
-                offered |= derive(self.label_needs, batch.target, num_classes=self.classes, spacing=batch.spacing)
+                offered |= derive(self.label_needs, target, num_classes=self.classes, spacing=spacing)
         if "label_weight" in self.needs:
-            offered["label_weight"] = torch.ones_like(batch.target, dtype=torch.float32)
+            offered["label_weight"] = torch.ones_like(target, dtype=torch.float32)
         if "generator" in self.needs:
-            seed = seed_of("loss", self.cell.seed_base, self.progress.step)
+            keys = (self.progress.step, scale) if scale else (self.progress.step,)
+            seed = seed_of("loss", self.cell.seed_base, *keys)
             offered["generator"] = torch.Generator(self.device).manual_seed(seed)
         return offered
 

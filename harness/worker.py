@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import json
 import platform
 import resource
 import signal
@@ -18,58 +19,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 
 from harness.cell import Cell, Place
+from harness.cell_cases import Cases as Cases
 from harness.check.certificates import certificates_of
-from harness.data.batches import TrainSet
-from harness.data.layouts import reader_of
+from harness.data.fingerprint import resolved
 from harness.data.manifest import Manifest, load_manifest
-from harness.data.prepare import Prepared, load_prepared, prepare
+from harness.data.prepare import prepare
 from harness.errors import BenchError
-from harness.evaluation import evaluate_cell, fingerprint, validator
+from harness.evaluation import evaluate_cell, validator
+from harness.loss_scores import loss_scores
 from harness.losses.build import build_loss
-from harness.losses.facts import label_facts
 from harness.losses.prepared import prepare_loss
 from harness.metrics.engines import check_engine
 from harness.models.build import build_model, digest
+from harness.models.weights import load_initial
 from harness.records import RETRIED, RunRecord, read_record, write_atomic, write_rows
 from harness.resolve import current_digest
 from harness.seeds import seed_of
 from harness.train import Hooks, Stopped, Trainer
 
 Report = Callable[[int, int, float], None]
-
-
-class Cases:
-    """Prepared cases and training sets, kept between the cells of one worker."""
-
-    def __init__(self, place: Place) -> None:
-        self._place = place
-        self._key: str | None = None
-        self._train: TrainSet | None = None
-        self._labels: list[NDArray[Any]] = []
-        self._facts: dict[str, Any] = {}
-        self.fingerprint = ""
-
-    def load(self, manifest: Manifest, names: list[str], view: dict[str, Any]) -> list[Prepared]:
-        """Load cases, preprocessing what the cache lacks."""
-        reader = reader_of(manifest, self._place.root)
-        return [load_prepared(prepare(manifest, reader, name, view, self._place.cache)) for name in names]
-
-    def train_set(self, cell: Cell, manifest: Manifest) -> tuple[TrainSet, list[NDArray[Any]], dict[str, Any]]:
-        """The training samples on the device, their labels, and the facts of these; the last set is kept."""
-        parts = (cell.data["digest"], cell.data["train"], cell.data["view"], cell.train["augment"])
-        key = repr((cell.manifest_path, *parts))
-        if self._train is None or key != self._key:
-            self._train = None
-            cases = self.load(manifest, cell.data["train"], cell.data["view"])
-            self._labels = [c.label for c in cases]
-            self._facts = label_facts(self._labels, len(manifest.classes) + 1)
-            self.fingerprint = fingerprint(part for c in cases for part in (c.image, c.label))
-            device = torch.device(self._place.device)
-            self._train, self._key = TrainSet(cases, cell.data["view"], cell.train["augment"], device), key
-        return self._train, self._labels, self._facts
 
 
 def run_cell(
@@ -123,43 +93,63 @@ def run_cell(
 def _run(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callable[[], bool]) -> RunRecord:
     if cell.skip:
         return _record(cell, "skip", cell.skip)
-    if digest_of(cell.loss) != cell.loss_digest or current_digest(cell.model_source.target) != cell.model_source.digest:
+    losses = [(cell.loss, cell.loss_digest), *((one["loss"], one["digest"]) for one in cell.scored_by.values())]
+    edited = any(digest_of(spec) != known for spec, known in losses)
+    if edited or current_digest(cell.model_source.target) != cell.model_source.digest:
         raise BenchError("the source of the loss or of the model was edited after the run was planned; run it again")
     check_engine(cell.engine)  # before an hour of training
     folder = cell.folder(place.out)
-    manifest = load_manifest(cell.manifest_path, Path(cell.manifest_path).parent)
+    manifest = load_manifest(cell.manifest_path, Path(cell.manifest_path).parent, place.root, phantom=cell.quick)
     device = torch.device(place.device)
-    model = _model(cell, manifest)
+    model = _model(cell, manifest, cases.view(cell, manifest))
+    scores = loss_scores(cell, _facts(cell, manifest), lambda: cases.train_set(cell, manifest)[2], device)
     trained = folder / "train.json"
     if trained.is_file() and (record := read_record(trained)).status == "ok" and (folder / "weights.pt").is_file():
         model.load_state_dict(torch.load(folder / "weights.pt", map_location="cpu", weights_only=True))
         model.to(device)
     else:
+        if cell.init_path is not None:
+            load_initial(model, Path(cell.init_path), cell.model["init"])
         record = _train(cell, place, cases, manifest, model, report, stop)
         record.write(trained)
         (folder / "checkpoint.pt").unlink(missing_ok=True)
     if record.status != "ok":
         return replace(record, eval_id=cell.eval_id)
-    seconds, tested = evaluate_cell(cell, place, cases, manifest, model)
+    seconds, tested = evaluate_cell(cell, place, cases, manifest, model, scores)
     return replace(
         record,
         eval_id=cell.eval_id,
         cost=record.cost | {"eval_s": seconds},
         fingerprints=record.fingerprints | {"test_data": tested},
+        sources={k: v for k, v in record.sources.items() if k in ("loss", "model")} | cell.scoring_sources,
     )
 
 
-def _model(cell: Cell, manifest: Manifest) -> torch.nn.Module:
-    view = next(iter(cell.data["view"].values()))
+def _model(cell: Cell, manifest: Manifest, view: dict[str, Any]) -> torch.nn.Module:
+    flat = "slices" in view
+    grid = view.get("resample", {}).get("spacing")
+    if grid is not None and flat:
+        grid = [s for i, s in enumerate(grid) if i != view["slices"]["axis"]]
     torch.manual_seed(seed_of("init", cell.seed_base))
     return build_model(
         cell.model_source.target,
         cell.model["args"],
         in_channels=len(manifest.spec.modalities),
         num_classes=len(manifest.classes) + 1,
-        spatial_dims=len(view["size"]),
-        size=list(view["size"]),
+        spatial_dims=2 if flat else 3,
+        size=list(view["slices" if flat else "patches"]["size"]),
+        spacing=grid,
     )
+
+
+def _facts(cell: Cell, manifest: Manifest) -> dict[str, Any]:
+    """What a loss may be told of the data set, but for what is counted in its labels."""
+    return {
+        "num_classes": len(manifest.classes) + 1,
+        "spatial_dims": 2 if "slices" in cell.data["view"] else 3,
+        "ignore_index": 255,
+        "has_ignored": manifest.spec.ignore is not None,
+    }
 
 
 def _train(
@@ -174,20 +164,14 @@ def _train(
     folder, device = cell.folder(place.out), torch.device(place.device)
     data, labels, counted = cases.train_set(cell, manifest)
     classes = len(manifest.classes) + 1
-    facts = {
-        "num_classes": classes,
-        "spatial_dims": len(next(iter(cell.data["view"].values()))["size"]),
-        "ignore_index": 255,
-        **counted,
-        "has_ignored": manifest.spec.ignore is not None,
-    }
+    facts = {**_facts(cell, manifest), **counted}
     checked = certificates_of(cell.loss, place.cache / "checks", classes)
     _reset_peak(device)
     torch.manual_seed(seed_of("loss", cell.seed_base))
     loss = prepare_loss(
         build_loss(cell.loss, facts),
         cell.loss,
-        lambda: [torch.from_numpy(label).long() for label in labels],
+        labels.tensors,
         key=cases.fingerprint,
         seed=0,  # one preparation for all repeats, as of a published network
         folder=place.cache / "prepared",
@@ -196,6 +180,10 @@ def _train(
     hooks = Hooks(report, stop, validator(cell, cases, manifest, device))
     trainer = Trainer(cell, model, loss, data, classes, device, hooks, folder / "checkpoint.pt")
     _log(folder, f"{cell.title} on {place.device}: {trainer.steps} steps")
+    view = cases.view(cell, manifest)
+    told = {} if view == cell.data["view"] else {"view": json.dumps(view, sort_keys=True)}  # words became numbers
+    for text in told.values():
+        _log(folder, f"view of the data: {text}")
     state = trainer.run()
     columns = list(dict.fromkeys(key for row in state.curve for key in row))
     write_rows(folder / "curve.csv", columns, state.curve)
@@ -216,7 +204,7 @@ def _train(
     return replace(
         _record(cell, "diverged" if state.diverged else "ok", state.diverged),
         eval_id="",
-        fingerprints=state.fingerprints | {"train_data": cases.fingerprint},
+        fingerprints=state.fingerprints | {"train_data": cases.fingerprint} | told,
         weights=digest(model),
         cost=cost,
         environment=_environment(device),
@@ -241,8 +229,7 @@ def digest_of(loss: dict[str, Any]) -> str:
 
 
 def _record(cell: Cell, status: str, message: str) -> RunRecord:
-    sources = {"loss": cell.loss_digest, "model": cell.model_source.digest}
-    return RunRecord(cell.train_id, cell.eval_id, status, message, cell.described(), sources=sources)
+    return RunRecord(cell.train_id, cell.eval_id, status, message, cell.described(), sources=cell.sources)
 
 
 def _store(record: RunRecord, cell: Cell, place: Place) -> RunRecord:
@@ -361,11 +348,19 @@ def worker_main(connection: Connection, place: Place) -> None:
             connection.send(("record", record))
 
 
-def _prepare(place: Place, manifest_path: str, case: str, view: dict[str, Any]) -> str | None:
-    """Preprocess one case; the sentence that says what is wrong with it, or None."""
+def _prepare(
+    place: Place, manifest_path: str, case: str, view: dict[str, Any], quick: bool, train: list[str]
+) -> str | None:
+    """Preprocess one case; the sentence that says what is wrong with it, or None.
+
+    `train` are the training cases where the view has words for what they tell.
+    """
     try:
-        manifest = load_manifest(manifest_path, Path(manifest_path).parent)
-        prepare(manifest, reader_of(manifest, place.root), case, view, place.cache)
+        manifest = load_manifest(manifest_path, Path(manifest_path).parent, place.root, phantom=quick)
+        reader = Cases(place).reader(manifest, [case, *train])
+        if train:
+            view = resolved(manifest, reader, train, view, place.cache, first=case)
+        prepare(manifest, reader, case, view, place.cache)
     except BenchError as error:
         return str(error)
     except OSError as error:

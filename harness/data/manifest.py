@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, RootModel, field_validator, model_validator
+from pydantic import Field, RootModel, ValidationError, field_validator, model_validator
 
 from harness.data.cases import Cases, Found, fault_of
 from harness.data.intensity import Intensity
@@ -23,8 +23,8 @@ from harness.yamlfile import Strict, YamlFile, nearest, read_yaml
 
 LAYOUTS = {
     "phantom": "harness.data.layouts.phantom:Phantom",
-    "files": "harness.data.layouts.files:Files",
     "decathlon": "harness.data.layouts.decathlon:Decathlon",
+    "files": "harness.data.layouts.files:Files",
     "nnunet": "harness.data.layouts.nnunet:NnUnet",
     "synapse_npz": "harness.data.layouts.synapse_npz:SynapseNpz",
     "cityscapes": "harness.data.layouts.cityscapes:Cityscapes",
@@ -32,7 +32,6 @@ LAYOUTS = {
     "acdc": "harness.data.layouts.acdc:Acdc",
 }
 
-_FIRST_INTENSITIES = ("window", "zscore", "percentiles")
 _Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Side = tuple[_Millimetres, _Millimetres, _Millimetres]
 
@@ -91,10 +90,16 @@ class ManifestFile(Strict):
                 raise ValueError(fault)
         return cases
 
-    @field_validator("spacing")
+    @field_validator("spacing", mode="before")
     @classmethod
-    def _table(cls, spacing: str | dict[str, Side]) -> str | dict[str, Side]:
-        if isinstance(spacing, str) and spacing not in ("header", "unknown") and not spacing.endswith(".yaml"):
+    def _table(cls, spacing: Any) -> Any:
+        if isinstance(spacing, dict):
+            try:
+                return SpacingTable.model_validate(spacing).root
+            except ValidationError as error:
+                first = error.errors()[0]
+                raise ValueError(f"case {first['loc'][0]!r} must have [z, y, x] in mm: {first['msg']}") from None
+        if spacing not in ("header", "unknown") and not (isinstance(spacing, str) and spacing.endswith(".yaml")):
             raise ValueError(
                 "spacing is `header`, `unknown`, a table of case: [z, y, x] in mm, or a file x.yaml with one"
             )
@@ -183,7 +188,6 @@ class Manifest:
         # ids were made before there were these: they are named only where they are used
         if self.spec.dimensions == 3:
             del kept["dimensions"]
-        kept["intensity"] = {k: v for k, v in kept["intensity"].items() if v is not None or k in _FIRST_INTENSITIES}
         if isinstance(self.spec.cases, Found):
             kept["cases"] = "found"  # which ones enter by cell
         if self.spacings:
@@ -296,7 +300,7 @@ class Manifest:
 
     @property
     def spacings(self) -> dict[str, tuple[float, float, float]]:
-        """The table of spacings by case, from the manifest or from the file that it names; empty where there is none."""
+        """Spacings by case, from the manifest or from the file that it names; empty where it has no table."""
         if isinstance(self.spec.spacing, dict):
             return self.spec.spacing
         if self.spec.spacing in ("header", "unknown"):

@@ -4,45 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data.geometry import Geometry, on_grid
 from harness.data.intensity import Intensity
+from harness.data.intensity import normalise as normalise
 from harness.data.layouts import Reader, Volume
 from harness.data.manifest import Manifest
+from harness.data.stored import Prepared as Prepared
+from harness.data.stored import Stored as Stored
+from harness.data.stored import load_prepared as load_prepared
 from harness.errors import BenchError
 from harness.records import write_atomic
 
 PREPARE_VERSION = 2  # raised when the same file would give other arrays
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A case ready for training and for scoring.
-
-    Attributes:
-        image: Slices (S, C, h, w) or a volume (C, z, y, x), float32, on the network's grid.
-        label: (S, h, w) or (z, y, x) uint8 on the network's grid.
-        reference: (z, y, x) uint8 on the original grid: what predictions are scored against.
-        grid_spacing: Spacing of the network's grid in its spatial axes; ones where it is unknown.
-        spacing: (z, y, x) of the original grid in millimetres, or None.
-        origin: Position of the first voxel, for writing masks.
-        direction: Direction cosines, for writing masks.
-    """
-
-    case: str
-    image: NDArray[np.float32]
-    label: NDArray[np.uint8]
-    reference: NDArray[np.uint8]
-    grid_spacing: tuple[float, ...]
-    spacing: tuple[float, ...] | None
-    origin: tuple[float, ...]
-    direction: tuple[float, ...]
 
 
 def prepare(manifest: Manifest, reader: Reader, case: str, view: dict[str, Any], cache: Path) -> Path:
@@ -52,7 +32,9 @@ def prepare(manifest: Manifest, reader: Reader, case: str, view: dict[str, Any],
         manifest: The data set.
         reader: Its reader.
         case: The case.
-        view: `{"slices": {...}}` or `{"patches": {...}}`, as in a cell's data.
+        view: As in a cell's data, with numbers in place of words (see `harness.data.fingerprint.resolve_view`):
+            `{"slices": {...}}` or `{"patches": {...}}`, and where they are set `canonical`, `crop`, `resample` and
+            `intensity`, which are done in this order but for the intensities, which come before the resampling.
         cache: Folder of the cache.
 
     Returns:
@@ -64,24 +46,25 @@ def prepare(manifest: Manifest, reader: Reader, case: str, view: dict[str, Any],
     absent = reader.missing([case])
     if absent:
         raise BenchError(f"{absent[0]}: no such file.")
-    shaping = {"slices": view["slices"]} if "slices" in view else {"patches": {"size": view["patches"]["size"]}}
-    key_parts = [PREPARE_VERSION, manifest.digest(), case, reader.digest(case), shaping]
+    key_parts = [PREPARE_VERSION, manifest.digest(), case, reader.digest(case), _shaping(view)]
     key = hashlib.sha256(json.dumps(key_parts, sort_keys=True).encode()).hexdigest()[:20]
     path = cache / manifest.name / f"{key}.npz"
     if path.is_file():
         return path
     volume = reader.read(case)
-    image = normalise(volume.image, manifest.spec.intensity)
+    there, image, geometry = on_grid(volume, view, intensity_of(manifest, view), case)
     shaped = (
-        _slices(volume, image, view["slices"], case) if "slices" in view else _patches(volume, image, view["patches"])
+        _slices(there, image, view["slices"], case) if "slices" in view else _patches(there, image, view["patches"])
     )
-    meta = {
+    meta: dict[str, Any] = {
         "case": case,
         "grid_spacing": shaped[2],
         "spacing": volume.spacing,
         "origin": volume.origin,
         "direction": volume.direction,
     }
+    if geometry is not None:
+        meta["geometry"] = geometry.described()
 
     def save(stream: Any) -> None:
         np.savez(stream, image=shaped[0], label=shaped[1], reference=volume.label, meta=np.array(json.dumps(meta)))
@@ -91,37 +74,18 @@ def prepare(manifest: Manifest, reader: Reader, case: str, view: dict[str, Any],
     return path
 
 
-def load_prepared(path: Path) -> Prepared:
-    """Read a cached case.
-
-    Raises:
-        BenchError: The file is damaged; it is removed, so that the next run makes it again.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            meta = json.loads(str(arrays["meta"]))
-            image, label, reference = arrays["image"], arrays["label"], arrays["reference"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        path.unlink(missing_ok=True)
-        raise BenchError(
-            f"{path}: the cached case was damaged ({error}) and is removed; run the command again."
-        ) from None
-    spacing = None if meta["spacing"] is None else tuple(meta["spacing"])
-    grid, origin, direction = (tuple(meta[k]) for k in ("grid_spacing", "origin", "direction"))
-    return Prepared(meta["case"], image, label, reference, grid, spacing, origin, direction)
+def intensity_of(manifest: Manifest, view: dict[str, Any]) -> Intensity:
+    """How intensities are normalised: as the view says, else as the manifest does."""
+    return Intensity.model_validate(view["intensity"]) if "intensity" in view else manifest.spec.intensity
 
 
-def normalise(image: NDArray[np.float32], how: Intensity) -> NDArray[np.float32]:
-    """Scale intensities per channel as the manifest says."""
-    if how.window is not None:
-        low, high = how.window
-        return ((np.clip(image, low, high) - low) / (high - low)).astype(np.float32)
-    out = np.empty_like(image)
-    for i, channel in enumerate(image.astype(np.float64)):
-        if how.percentiles is not None:
-            channel = np.clip(channel, *np.percentile(channel, how.percentiles))
-        out[i] = (channel - channel.mean()) / max(channel.std(), 1e-8)
-    return out
+def _shaping(view: dict[str, Any]) -> dict[str, Any]:
+    """What of a view changes the arrays of a case; the overlap of windows and the choice of slices do not."""
+    if "slices" in view:
+        shaping: dict[str, Any] = {"slices": {k: v for k, v in view["slices"].items() if k != "keep"}}
+    else:
+        shaping = {"patches": {"size": view["patches"]["size"]}}
+    return shaping | {k: view[k] for k in ("canonical", "crop", "resample", "intensity") if k in view}
 
 
 def _slices(
@@ -161,21 +125,62 @@ def _patches(
     return np.pad(image, ((0, 0), *pads), mode="edge"), np.pad(volume.label, pads), _unit(volume.spacing)
 
 
-def restore(prediction: NDArray[np.uint8], reference_shape: tuple[int, ...], view: dict[str, Any]) -> NDArray[np.uint8]:
-    """Bring a predicted label from the network's grid back to the original grid (z, y, x)."""
+def restore(
+    prediction: NDArray[np.uint8],
+    reference_shape: tuple[int, ...],
+    view: dict[str, Any],
+    geometry: Geometry | None = None,
+) -> NDArray[np.uint8]:
+    """Bring a predicted label from the network's grid back to the original grid (z, y, x).
+
+    Args:
+        prediction: (S, h, w) or (z, y, x), on the network's grid.
+        reference_shape: Of the original grid.
+        view: `{"slices": {...}}` or `{"patches": {...}}`.
+        geometry: The case's, where axes or extent were changed. Where the spacing was, classes are weighed against
+            each other on the way back: that takes `restore_scores`.
+    """
+    if geometry is None:
+        return _uncut(prediction, reference_shape, view, 0)
+    if geometry.resampled:
+        raise ValueError("a resampled prediction goes back by its scores, see restore_scores")
+    return geometry.back(_uncut(prediction, geometry.shape, view, 0))
+
+
+def restore_scores(
+    score: Callable[[int], NDArray[np.float32]], classes: int, view: dict[str, Any], geometry: Geometry
+) -> NDArray[np.uint8]:
+    """Bring class scores of a resampled case back to the original grid, and take the class with the highest.
+
+    Scores are interpolated linearly; along an axis that was resampled by the nearest slice, by the nearest slice.
+
+    Args:
+        score: Gives (S, h, w) or (z, y, x) of one class on the network's grid, float32: probabilities, as in nnU-Net.
+        classes: How many there are.
+        view: `{"slices": {...}}` or `{"patches": {...}}`.
+        geometry: The case's.
+
+    Returns:
+        (z, y, x) uint8.
+    """
+    return geometry.decide(lambda k: _uncut(score(k), geometry.shape, view, 1), classes)
+
+
+def _uncut(array: NDArray[Any], shape: tuple[int, ...], view: dict[str, Any], order: int) -> NDArray[Any]:
+    """Undo cutting into slices or padding to patches; `order` is that of the interpolation of resized slices."""
     if "patches" in view:
-        starts = [p[0] for p in _pads(reference_shape, prediction.shape)]
-        return prediction[tuple(slice(s, s + n) for s, n in zip(starts, reference_shape, strict=True))]
+        starts = [p[0] for p in _pads(shape, array.shape)]
+        return array[tuple(slice(s, s + n) for s, n in zip(starts, shape, strict=True))]
     axis = int(view["slices"]["axis"])
-    shape = tuple(n for i, n in enumerate(reference_shape) if i != axis)
+    plane = tuple(n for i, n in enumerate(shape) if i != axis)
     if view["slices"]["fit"] == "pad":
-        (top, _), (left, _) = _pads(shape, prediction.shape[1:])
-        planes = prediction[:, top : top + shape[0], left : left + shape[1]]
+        (top, _), (left, _) = _pads(plane, array.shape[1:])
+        planes = array[:, top : top + plane[0], left : left + plane[1]]
     else:
         from scipy.ndimage import zoom
 
-        factors = (shape[0] / prediction.shape[1], shape[1] / prediction.shape[2])
-        planes = np.stack([zoom(s, factors, order=0, mode="mirror") for s in prediction])
+        factors = (plane[0] / array.shape[1], plane[1] / array.shape[2])
+        planes = np.stack([zoom(s, factors, order=0 if order == 0 else 1, mode="mirror") for s in array])
     return np.ascontiguousarray(np.moveaxis(planes, 0, axis))
 
 

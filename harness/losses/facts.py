@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 IGNORE = 255
+COUNTED = ("class_counts", "class_surface", "adjacency")
+"""What `label_facts` gives."""
 
 
 def label_facts(labels: Iterable[NDArray[Any]], num_classes: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ _KEPT: dict[str, dict[str, Tensor]] = {}
 def prepare_loss(
     loss: nn.Module,
     spec: Mapping[str, Any],
-    labels: Callable[[], list[Tensor]],
+    labels: Callable[[], Sequence[Tensor]],
     *,
     key: str,
     seed: int,

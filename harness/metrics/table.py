@@ -10,7 +10,7 @@ from typing import Literal
 from harness.errors import BenchError
 from harness.yamlfile import nearest
 
-UnitKind = Literal["fraction", "distance", "volume", "count"]
+UnitKind = Literal["fraction", "distance", "volume", "count", "loss"]
 Bound = float | Literal["diagonal", "image", "voxels"]
 Status = Literal["ok", "both_empty", "pred_empty", "ref_empty"]
 
@@ -28,8 +28,9 @@ class Metric:
             volume of the image) or `"voxels"` (the number of compared voxels of the image).
         higher_is_better: Direction of the order.
         unit_kind: `fraction` (unit "1"), `distance` ("mm", or "voxel" where the spacing is unknown), `volume` ("mm3",
-            "mm2", "voxel3" or "voxel2") or `count` ("voxels").
-        scope: `case`, or `dataset` for a metric that is made from the counts of all cases of a run.
+            "mm2", "voxel3" or "voxel2"), `count` ("voxels") or `loss` (none).
+        scope: `case`, `dataset` for a metric that is made from the counts of all cases of a run, or `network` for one
+            that takes the network's logits: only a cell has those.
         parameter: What stands behind the @, and whether it may be left away.
         dims: Numbers of axes that it is defined for.
         not_applicable: Statuses for which it has no meaning: left out of means, and counted.
@@ -42,7 +43,7 @@ class Metric:
     worst: Bound
     higher_is_better: bool
     unit_kind: UnitKind
-    scope: Literal["case", "dataset"] = "case"
+    scope: Literal["case", "dataset", "network"] = "case"
     parameter: Literal["none", "optional", "required"] = "none"
     dims: tuple[int, ...] = (2, 3)
     not_applicable: frozenset[Status] = frozenset({"both_empty"})
@@ -98,6 +99,10 @@ METRICS: dict[str, Metric] = {
     )
 }  # fmt: skip
 COUNTS: tuple[str, ...] = tuple(m.name for m in METRICS.values() if m.unit_kind == "count")
+LOSS = "loss:"
+"""Begins the name of a family of metrics: `loss:focal` is the value of that loss on a network's logits."""
+EVERY_LOSS = f"{LOSS}*"
+"""In a suite: each of its losses."""
 SURFACE_METRICS = ("hd", "hd95", "asd", "asd_reverse", "assd", "masd", "nsd")
 """Made of surface distances, so a profile says how."""
 
@@ -171,11 +176,13 @@ def metric_of(name: str) -> tuple[Metric, float | None]:
     """The metric of a name as written in a suite, and its parameter.
 
     Args:
-        name: `hd95`, `nsd@2`, `boundary_iou@5`.
+        name: `hd95`, `nsd@2`, `boundary_iou@5`; `loss:` and the name of a loss, which is not looked up here.
 
     Raises:
         BenchError: The metric is unknown, or its parameter is missing, needless or not a positive number.
     """
+    if name.startswith(LOSS):
+        return _loss_value(name.removeprefix(LOSS).strip()), None
     base, at, text = name.partition("@")
     if base not in METRICS:
         raise BenchError(f"unknown metric {name!r}{nearest(base, METRICS)}; known: {', '.join(METRICS)}.")
@@ -196,6 +203,16 @@ def metric_of(name: str) -> tuple[Metric, float | None]:
         wanted = "a distance of 0 or more" if base == "nsd" else "a whole number of pixels from 1 up"
         raise BenchError(f"metric {name!r} has the parameter {text!r}, expected {wanted}; write {base}@2.")
     return metric, value
+
+
+def _loss_value(loss: str) -> Metric:
+    """The member of the family `loss:` that a loss is."""
+    if not loss:
+        raise BenchError(f"metric {LOSS!r} needs the name of a loss; write {LOSS}dice, or {EVERY_LOSS} in a suite.")
+    return Metric(
+        f"{LOSS}{loss}", f"Loss {loss}", "value of that loss on the logits of a trained network",
+        -math.inf, math.inf, False, "loss", scope="network", not_applicable=frozenset(),
+    )  # fmt: skip
 
 
 def canonical(name: str) -> str:
@@ -243,6 +260,11 @@ def check_metrics(metrics: Iterable[str], profiles: Iterable[str]) -> tuple[str,
     asked = list(profiles)
     for name in names:
         base = metric_of(name)[0].name
+        if base.startswith(LOSS):
+            raise BenchError(
+                f"metric {name!r} takes the logits of a network, which only `bench run` has: write it into `metrics` "
+                "of a suite, and leave it away here."
+            )
         if base not in COUNTS and not any(base in PROFILES[p].offers for p in asked):
             offers = "; ".join(f"{p} has {', '.join(sorted(PROFILES[p].offers))}" for p in asked)
             raise BenchError(f"metric {name!r} is in none of the profiles asked for: {offers}.")

@@ -6,13 +6,25 @@ here; or no line at all: `pkg.mod:Class` and `my_model.py:MyNet` work in a suite
 
 MODELS: dict[str, str] = {
     "unet": "harness.models.unet:UNet",
+    "transunet": "harness.models.transunet:TransUNet",
+    "shape_prior": "harness.models.shape_prior:ShapePriorNet",
+    "jadon_unet": "harness.models.jadon_unet:JadonUNet",
+    "attention_unet": "harness.models.monai_nets:AttentionUNet",
+    "nnunet": "harness.models.nnunet:NNUNet",
+    "segresnet": "harness.models.monai_nets:SegResNet",
+    "unetr": "harness.models.monai_nets:UNETR",
+    "swin_unetr": "harness.models.monai_nets:SwinUNETR",
 }
 # A bare name that is not in the table is looked up here: `AttentionUnet`, `SegResNet`, `DynUNet`, ...
 BARE_MODULE = "monai.networks.nets"
 
 
 # What a model gives to losses besides its embedding and its head.
-PROVIDES: dict[str, frozenset[str]] = {}
+PROVIDES: dict[str, frozenset[str]] = {
+    "shape_prior": frozenset({"attention", "shape_tokens", "shape_prior", "token_maps"}),
+    "attention_unet": frozenset({"attention"}),
+    "nnunet": frozenset({"aux"}),
+}
 
 
 def provided(name: str) -> frozenset[str]:

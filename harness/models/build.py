@@ -17,7 +17,14 @@ _Convolution = nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
 def build_model(
-    target: str, args: dict[str, Any], *, in_channels: int, num_classes: int, spatial_dims: int, size: list[int]
+    target: str,
+    args: dict[str, Any],
+    *,
+    in_channels: int,
+    num_classes: int,
+    spatial_dims: int,
+    size: list[int],
+    spacing: list[float] | None = None,
 ) -> nn.Module:
     """Construct a network; facts of the data set fill the parameters that the suite left out.
 
@@ -28,6 +35,7 @@ def build_model(
         num_classes: Classes with background.
         spatial_dims: 2 or 3.
         size: Spatial size of the network's input.
+        spacing: Of the network's grid, mm, where every case has the same.
 
     Raises:
         BenchError: The constructor refuses, or what it returns is no `nn.Module`.
@@ -41,8 +49,9 @@ def build_model(
         "spatial_dims": spatial_dims,
         "img_size": size,
         "image_size": size,
+        "spacing": spacing,
     }
-    filled = {k: v for k, v in facts.items() if k in known and k not in args}
+    filled = {k: v for k, v in facts.items() if k in known and k not in args and v is not None}
     try:
         network = cls(**filled, **args)
     except (TypeError, ValueError, LookupError, AssertionError, NotImplementedError, ImportError) as error:

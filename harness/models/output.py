@@ -18,10 +18,10 @@ class Output:
         embedding: (B, F, *S), the last decoder stage; None where a network hides it.
         classify: The segmentation head, from an embedding to logits.
         aux: Logits at lower resolutions for deep supervision, the finest first; each half of the one before or less.
-        attention: What a network with attention offers (see harness.losses.shape_prior).
-        shape_tokens: Distribution over the tokens of a shape prior.
-        shape_prior: The prior's map of classes.
-        token_maps: Maps that the tokens attend to.
+        attention: (B, A, *S'), A maps on any grid, none below 0: where a network looks for objects.
+        shape_tokens: (B, K), distribution over the learned shapes of a shape prior.
+        shape_prior: (B, 2, Z), mean and logarithm of the variance of a latent of shape.
+        token_maps: (B, C, *S'), the probabilities of the classes that the tokens of a shape prior expect.
     """
 
     logits: Tensor

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from harness.errors import BenchError
+from harness.metrics.table import LOSS
 
 CELL_COLUMNS = (
     "dataset", "split", "fold", "model", "loss", "seed", "status", "message", "train_id", "eval_id", "init", "batches",
@@ -48,6 +49,7 @@ class Frames:
         models: Models in planned order.
         losses: Losses in planned order.
         pooled: Metrics that are made from the counts of all cases of a run, as far as they were asked for.
+        cross: The rows of the metrics `loss:NAME`, in the columns of `cases`; those hold all others.
     """
 
     cells: pd.DataFrame
@@ -57,6 +59,7 @@ class Frames:
     models: list[str]
     losses: list[str]
     pooled: tuple[str, ...] = ()
+    cross: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def prepare(
@@ -95,9 +98,10 @@ def prepare(
     empty = (cells["status"] == "ok") & ~cells.index.isin(measured)
     cells.loc[empty, "status"] = "error"
     cells.loc[empty, "message"] = "The record says ok, but holds no measured cases."
+    cases, cross = _apart(cases)
     curves = _with_cells(curves, cells)
     groups, models, losses = (list(dict.fromkeys(cells[c])) for c in ("group", "model", "loss"))
-    return Frames(cells, cases, curves, groups, models, losses, tuple(pooled))
+    return Frames(cells, cases, curves, groups, models, losses, tuple(pooled), cross)
 
 
 def describe(row: pd.Series) -> str:
@@ -189,6 +193,18 @@ def _of_measured(cases: pd.DataFrame, cells: pd.DataFrame) -> tuple[pd.DataFrame
         out = out[ok[run.to_numpy()]].reset_index(drop=True)
     texts = [c for c in out.columns if isinstance(out[c].dtype, pd.CategoricalDtype)]
     return out.assign(**{c: _categorical(out[c]) for c in texts}), at
+
+
+def _apart(cases: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of the metrics of masks, and those of the family `loss:`."""
+    names = [m for m in cases["metric"].cat.categories if m.startswith(LOSS)]
+    if not names:
+        return cases, cases.iloc[:0]
+    of_loss = cases["metric"].isin(names)
+    parts = [cases[~of_loss].reset_index(drop=True), cases[of_loss].reset_index(drop=True)]
+    texts = [c for c in cases.columns if isinstance(cases[c].dtype, pd.CategoricalDtype)]
+    masks, losses = (part.assign(**{c: _categorical(part[c]) for c in texts}) for part in parts)
+    return masks, losses
 
 
 def _lengths(cases: pd.DataFrame, voxels: Sequence[str]) -> pd.Categorical:

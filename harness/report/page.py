@@ -12,8 +12,8 @@ from markupsafe import Markup
 from harness.metrics.table import METRICS
 from harness.report import checks
 from harness.report.board import BoardColumn, boards
-from harness.report.charts import charts
-from harness.report.figures import Picture
+from harness.report.charts import chart, points_per_line
+from harness.report.figures import CurvePicture, Picture
 from harness.report.frames import FAILED, Frames
 from harness.report.provenance import cell_rows, provenance
 from harness.report.tables import measures
@@ -22,14 +22,13 @@ from harness.report.words import STATUS, attribute, count, joined, label, number
 
 # What all drawings together may take of the page, in bytes; beyond it the page refers to the files beside it.
 INLINE_BUDGET = 4_000_000
-CURVES = "Training loss per epoch on "  # how the title of the figure starts that the page can draw itself
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def environment() -> Environment:
     """The template engine with escaping on for every template."""
-    folder = Path(__file__).parent / "templates"
     env = Environment(
-        loader=FileSystemLoader(folder),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -49,6 +48,7 @@ def render(
     *,
     views: Sequence[TableView] = (),
     verdict: str,
+    notice: str = "",
     extra: Mapping[str, Sequence[BoardColumn]] | None = None,
 ) -> str:
     """The whole page as HTML.
@@ -62,6 +62,7 @@ def render(
         about: What the user tells about data, commands and environment.
         views: The tables; each stands in the section of its `layout`.
         verdict: The sentence under the headline.
+        notice: A warning on top; nothing where it is empty.
         extra: Data set to further columns of its leaderboard, see `board.BoardColumn`.
     """
     middle, cost_figures = _sections(frames, pictures, order, views)
@@ -72,6 +73,7 @@ def render(
         headline=headline(frames),
         fairness_line=fairness_line(pairs),
         verdict=verdict,
+        notice=notice,
         pooled=[METRICS[n].title for n in frames.pooled],
         one_seed=frames.cells["seed"].nunique() < 2,
         boards=boards(frames, extra),
@@ -178,7 +180,7 @@ def _sections(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The sections in the user's order, and the figures for the section on cost, which the page always has."""
     left = INLINE_BUDGET
-    drawn = {c["group"]: c for c in charts(frames)} if pictures.get("curves") else {}
+    drawn = _charts(frames, [p for name in order for p in pictures.get(name, ())])
     middle: list[dict[str, Any]] = []
     cost: list[dict[str, Any]] = []
     for name in order:
@@ -191,6 +193,13 @@ def _sections(
     return middle, cost
 
 
+def _charts(frames: Frames, pictures: Sequence[Picture]) -> dict[str, dict[str, Any]]:
+    """Name of a figure of curves to the numbers that the page draws itself."""
+    curves = [(p, p.kind) for p in pictures if isinstance(p, CurvePicture) and p.kind is not None]
+    keep = points_per_line(frames, len({kind.column for _, kind in curves}))
+    return {p.name: chart(frames, p.group, kind, keep) for p, kind in curves}
+
+
 def _figures(
     pictures: Sequence[Picture], left: int, drawn: Mapping[str, Mapping[str, Any]]
 ) -> tuple[list[dict[str, Any]], int]:
@@ -201,7 +210,6 @@ def _figures(
         left -= len(p.svg) if fits else 0
         # Not every picture belongs to one data set or model, and few can be looked through.
         more = {name: getattr(p, name, "") for name in ("group", "model", "viewer")}
-        chart = drawn.get(more["group"]) if p.title.startswith(CURVES) else None
         # The SVG is our own drawing; matplotlib has escaped the names in it.
-        out.append({"picture": p, "svg": Markup(p.svg) if fits else None, "chart": chart, **more})
+        out.append({"picture": p, "svg": Markup(p.svg) if fits else None, "chart": drawn.get(p.name), **more})
     return out, left

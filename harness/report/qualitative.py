@@ -1,4 +1,7 @@
-"""Qualitative slices: contours of the reference and of each loss's prediction, one small panel per loss."""
+"""Qualitative slices: contours of the reference and of each loss's prediction, one small panel per loss.
+
+Below each stands the region where the losses are wrong most often, enlarged (as in Azad et al., 2023, Figures 6, 7).
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,10 @@ from harness.report.palette import BLANK, INK, style_of
 
 MARGIN = 0.12
 IGNORED = 255
+ZOOM = 0.4  # side of the enlarged square, as a part of the longer side of the drawn part
+LEAST_ZOOM = 8  # pixels of its side
+FRAME = "#8a8f98"  # seen on white, on black and on grey tissue
+Window = tuple[slice, slice]
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,25 +97,35 @@ def draw_panel(panel: Panel, folder: Path, name: str) -> SlicePicture:
     across = min(4, len(tiles))
     down = math.ceil(len(tiles) / across)
     height, width = (s.stop - s.start for s in window)
+    zoom = zoom_of(panel)
     tile, heading = 2.3, 0.45 if max(map(len, tiles)) > 30 else 0.3
-    size = (tile * across, (tile * min(max(height / width, 0.4), 1.8) + heading) * down + 0.4)
+    tall = [tile * min(max(height / width, 0.4), 1.8), *([tile * 0.9] if zoom else [])]
+    size = (tile * across, (sum(tall) + heading) * down + 0.4)
     with drawing():
         figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots(down, across, squeeze=False)
+        axes = figure.subplots(len(tall) * down, across, squeeze=False, height_ratios=tall * down)
         for ax in axes.flat:
             ax.set_axis_off()
-        for i, (ax, (title, label)) in enumerate(zip(axes.flat, tiles.items(), strict=False)):
-            _ground(ax, panel, window)
-            for k in shown:
-                colour, dashes = style[k]
-                if i:
-                    _reference(ax, panel, panel.truth[window] == k)
-                _contour(ax, label[window] == k, color=colour, linewidth=1.5, dashes=dashes)
-            ax.set_title(textwrap.fill(title, 30, max_lines=2, placeholder=" …"), fontsize=8)
+        for i, (title, label) in enumerate(tiles.items()):
+            row, column = len(tall) * (i // across), i % across
+            for ax, part in zip((axes[row, column], axes[row + len(tall) - 1, column]), (window, zoom), strict=True):
+                if part is None:
+                    continue
+                _ground(ax, panel, part)
+                for k in shown:
+                    colour, dashes = style[k]
+                    if i:
+                        _reference(ax, panel, panel.truth[part] == k)
+                    _contour(ax, label[part] == k, color=colour, linewidth=1.5, dashes=dashes)
+            if zoom:
+                _frame(axes[row, column], zoom, window)
+            axes[row, column].set_title(textwrap.fill(title, 30, max_lines=2, placeholder=" …"), fontsize=8)
         _key(figure, panel, shown, style)
         title = f"{panel.case} of {panel.dataset}, {panel.model}"
         svg = save(figure, folder, name, f"Contours of reference and predictions: {title}")
     caption = "Solid: the class as labelled (first panel) or predicted. Dotted: reference."
+    if zoom:
+        caption += " Framed, and enlarged below: where the losses are wrong most often."
     if panel.image is None:
         caption += " Contours only: the licence of the images does not allow to show voxels."
     caption = f"{caption} {panel.note}".strip()
@@ -119,11 +136,12 @@ def viewer_data(panel: Panel) -> dict[str, Any]:
     """The slice as plain values for the page's viewer, cropped as the figure is.
 
     Returns:
-        `width` and `height` in pixels; `image`, a grey PNG as a data URI, or None where voxels must not be shown;
-        `classes` (name, colour, dashes) in the order of the paths; `layers`, the reference first and then each
-        prediction, with `name` and one SVG path of contours per class in `paths`; a pixel is one unit wide.
+        `width` and `height` in pixels; `zoom`, left, top, width and height of the region of `zoom_of`, or None;
+        `image`, a grey PNG as a data URI, or None where voxels must not be shown; `classes` (name, colour,
+        dashes) in the order of the paths; `layers`, the reference first and then each prediction, with `name` and one
+        SVG path of contours per class in `paths`; a pixel is one unit wide.
     """
-    window = crop(panel)
+    window, zoom = crop(panel), zoom_of(panel)
     shown = [k for k in panel.classes if k in _labels(panel)]
     style = dict(zip(panel.classes, style_of([str(k) for k in panel.classes]).values(), strict=True))
     layers = [("reference", panel.truth), *panel.predictions.items()]
@@ -131,6 +149,7 @@ def viewer_data(panel: Panel) -> dict[str, Any]:
         "width": window[1].stop - window[1].start,
         "height": window[0].stop - window[0].start,
         "image": None if panel.image is None else _png(panel.image[window]),
+        "zoom": None if zoom is None else _box(zoom, window),
         "classes": [{"name": panel.classes[k], "colour": style[k][0], "dash": list(style[k][1])} for k in shown],
         "layers": [{"name": name, "paths": [_path(label[window] == k) for k in shown]} for name, label in layers],
     }
@@ -157,7 +176,53 @@ def _path(mask: NDArray[np.bool_]) -> str:
     return "".join(f"M{line}" for line in lines)
 
 
-def crop(panel: Panel) -> tuple[slice, slice]:
+def zoom_of(panel: Panel) -> Window | None:
+    """The square in which most pixels are wrong, summed over the losses; None where it would show little else.
+
+    Its side is `ZOOM` of the longer side of the drawn part. Ignored pixels do not count. Of equal squares it is the
+    one nearest to the middle of all wrong pixels. None where no pixel is wrong, or where less than half of the drawn
+    part would be left out.
+    """
+    rows, columns = crop(panel)
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    side = max(LEAST_ZOOM, round(ZOOM * max(height, width)))
+    if min(side, height) * min(side, width) > height * width / 2:
+        return None
+    tall, wide = min(side, height), min(side, width)
+    truth = np.asarray(panel.truth)[rows, columns]
+    wrong = np.zeros(truth.shape)
+    for label in panel.predictions.values():
+        found = np.asarray(label)[rows, columns]
+        wrong += (found != truth) & (truth != IGNORED)
+    if not wrong.any():
+        return None
+    sums = np.pad(wrong.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    boxes = sums[tall:, wide:] - sums[:-tall, wide:] - sums[tall:, :-wide] + sums[:-tall, :-wide]
+    middle = [float((np.arange(n) * wrong.sum(1 - a)).sum() / wrong.sum()) for a, n in enumerate(truth.shape)]
+    best = np.argwhere(boxes == boxes.max())
+    away = ((best + (np.array([tall, wide]) - 1) / 2 - middle) ** 2).sum(axis=1)
+    y, x = (int(v) for v in best[int(away.argmin())])
+    return slice(rows.start + y, rows.start + y + tall), slice(columns.start + x, columns.start + x + wide)
+
+
+def _box(zoom: Window, window: Window) -> list[int]:
+    """Left, top, width and height of a region within the drawn part."""
+    (top, left), (height, width) = (
+        [z.start - w.start for z, w in zip(zoom, window, strict=True)],
+        [z.stop - z.start for z in zoom],
+    )
+    return [left, top, width, height]
+
+
+def _frame(ax: Axes, zoom: Window, window: Window) -> None:
+    left, top, width, height = _box(zoom, window)
+    xs = [left, left + width, left + width, left, left]
+    ys = [top, top, top + height, top + height, top]
+    (line,) = ax.plot([x - 0.5 for x in xs], [y - 0.5 for y in ys], color=FRAME, linewidth=1.1)
+    line.set_dashes((4, 2))
+
+
+def crop(panel: Panel) -> Window:
     """The rows and columns that hold a drawn label, with a margin; everything where there is none."""
     arrays = [panel.truth, *panel.predictions.values()]
     some = np.any([np.isin(a, list(panel.classes)) for a in arrays], axis=0)
@@ -176,7 +241,7 @@ def _labels(panel: Panel) -> set[int]:
     return {int(k) for a in arrays for k in np.unique(a)} - {IGNORED}
 
 
-def _ground(ax: Axes, panel: Panel, window: tuple[slice, slice]) -> None:
+def _ground(ax: Axes, panel: Panel, window: Window) -> None:
     height, width = (s.stop - s.start for s in window)
     if panel.image is None:
         ax.add_patch(_rectangle(width, height))

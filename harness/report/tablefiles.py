@@ -12,7 +12,7 @@ from harness.report import latex
 from harness.report.csvfile import write_csv
 from harness.report.frames import Frames
 from harness.report.layouts import LAYOUTS, Numbers, build
-from harness.report.page import environment
+from harness.report.page import TEMPLATES, environment
 from harness.report.published import compare
 from harness.report.view import TableView
 from harness.suite_file import FORMATS
@@ -54,6 +54,14 @@ def write_tables(
     return [v for views in made.values() for v in views]
 
 
+def write_style(folder: Path) -> None:
+    """Write `style.css`, which all tables of the folder share, unless it is there."""
+    text = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    path = folder / "style.css"
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
 def write_views(name: str, views: Sequence[TableView], folder: Path, formats: Sequence[str] = FORMATS) -> None:
     """Write `NAME.html`, `NAME.csv` and `NAME.tex`; nothing where there is no table and no sentence."""
     if not views:
@@ -61,6 +69,7 @@ def write_views(name: str, views: Sequence[TableView], folder: Path, formats: Se
     path = folder / name
     title = "Beside the published numbers" if name == "published" else name.replace("_", " ")
     if "html" in formats:
+        write_style(folder)
         html = environment().get_template("survey_page.html.j2").render(title=title, views=views)
         path.with_suffix(".html").write_text(html + "\n", encoding="utf-8")
     kept = [v.frame for v in views if not v.frame.empty]

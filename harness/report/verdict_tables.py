@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
 from harness.metrics.table import metric_of
@@ -13,7 +14,7 @@ from harness.report.verdicts import Comparison, Ranking, interval_text, outcomes
 from harness.report.view import NAN, Block, Column, Entry, Head, Row, TableView
 from harness.report.words import count, number
 from harness.stats import LossResult
-from harness.stats.sensitivity import sensitivity
+from harness.stats.sensitivity import across, sensitivity
 
 _METHODS = {
     "closed forms": "Every loss met the same patients and the same seeds; closed forms.",
@@ -207,17 +208,42 @@ def sensitivity_views(frames: Frames, ranking: Ranking) -> list[TableView]:
             assert measure is not None
             if own["loss"].nunique() < 2:
                 continue
-            found = sensitivity(own, name, measure.profile)
-            blocks = tuple(
-                Block(str(choice), tuple(_variant(*r) for r in part[["variant", "tau", "first"]].to_numpy()))
-                for choice, part in found.groupby("choice", sort=False)
+            found = sensitivity(own, name, measure.profile).assign(dataset=group, model=model)
+            views.append(_taus(f"{group}, {model}: ranking by {measure.name} and by other choices", found))
+    return views + _across_views(frames, ranking.by[0])
+
+
+def _across_views(frames: Frames, metric: str) -> list[TableView]:
+    """The ranking over all data sets, and without one of them: one table per model that has several."""
+    views = []
+    for model in frames.models if metric_of(metric)[0].scope == "case" and len(frames.groups) > 1 else []:
+        rows = frames.cases[(frames.cases["model"] == model) & (frames.cases["metric"] == metric)]
+        used = {}  # of several profiles of a data set the first, as in the other tables
+        for group in frames.groups:
+            first = next((m for m in measures(rows[rows["group"] == group]) if m.metric == metric), None)
+            if first is not None:
+                used[group] = first
+        kept = [(rows["group"] == g) & (rows["profile"] == m.profile) for g, m in used.items()]
+        found = across(rows[np.logical_or.reduce(kept)], metric) if len(kept) > 1 else pd.DataFrame()
+        if len(found):
+            name = next(iter(used.values())).name
+            note = (
+                f"Main ranking: the rank by {name} in each data set, among the {found['losses'].iloc[0]} losses that "
+                "all of them have, then the mean over the data sets. Each data set weighs the same; nothing is tested."
             )
-            found = found.assign(dataset=group, model=model)
-            columns = (Column("Kendall's tau", 2), Column("first", words=True))
-            title = f"{group}, {model}: ranking by {measure.name} and by other choices"
-            note = "1: the same order; 0: no relation. Differences within a tier are expected to change places."
-            views.append(TableView("sensitivity", title, "Choice", (Head("", 2),), columns, blocks, (note,), found))
+            title = f"All data sets, {model}: mean rank by {name}, each data set left out in turn"
+            views.append(_taus(title, found.assign(dataset="", model=model), note))
     return views
+
+
+def _taus(title: str, found: pd.DataFrame, *more: str) -> TableView:
+    blocks = tuple(
+        Block(str(choice), tuple(_variant(*r) for r in part[["variant", "tau", "first"]].to_numpy()))
+        for choice, part in found.groupby("choice", sort=False)
+    )
+    columns = (Column("Kendall's tau", 2), Column("first", words=True))
+    note = "1: the same order; 0: no relation. Differences within a tier are expected to change places."
+    return TableView("sensitivity", title, "Choice", (Head("", 2),), columns, blocks, (note, *more), found)
 
 
 def _variant(name: object, tau: object, first: object) -> Row:

@@ -125,7 +125,8 @@ def outcomes(
         baseline = next((x for x in planned_losses if x in set(rows["loss"])), "")
 
     def made(outcome: Outcome, frame: pd.DataFrame, note: str = "") -> Comparison:
-        of_value: Kind = "volume" if metric.unit_kind == "volume" else "fraction"
+        others: dict[str, Kind] = {"volume": "volume", "loss": "loss"}
+        of_value = others.get(metric.unit_kind, "fraction")
         kind: Kind = "distance" if outcome == "distance" else "rate" if outcome == "misses" else of_value
         try:
             analysis = analyse(

@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from harness.errors import BenchError
-from harness.report import page, verdict_tables, verdicts
+from harness.report import cross, page, sizes, verdict_tables, verdicts
 from harness.report.csvfile import write_csv
-from harness.report.figures import FIGURES, Picture, draw_all
+from harness.report.figures import FIGURES, Picture, draw_all, size_effects
 from harness.report.frames import NO_FOLD, prepare
 from harness.report.layouts import LAYOUTS as TABLES
 from harness.report.palette import slug
@@ -23,8 +23,8 @@ from harness.suite_file import FORMATS
 
 LAYOUTS = (*TABLES, "curves", "distributions", "qualitative")
 # Behind the sections that the suite asks for; each is left out where it has nothing to show.
-USUAL = ("published", "distributions", "classes", "sweeps", "validation", "volume", "cost", "cases", "variance",
-         "sensitivity", "qualitative")  # fmt: skip
+USUAL = ("published", "distributions", "classes", "sweeps", "validation", "sizes", "volume", "cost", "cases",
+         "cross", "variance", "sensitivity", "qualitative")  # fmt: skip
 
 
 def write_report(
@@ -44,6 +44,7 @@ def write_report(
     published: str | None = None,
     specs: Mapping[str, Any] | None = None,
     formats: Sequence[str] = FORMATS,
+    notice: str = "",
 ) -> Path:
     """Write `index.html`, the numbers as CSV (leaderboard, cells, cases, curves), `tables/` and `figures/`.
 
@@ -64,8 +65,8 @@ def write_report(
         ranking: What the suite ranks by, and its baseline.
         published: Name of a published table to set the numbers beside.
         specs: Specification of each loss by its label, for the comparison with a published table.
-
         formats: Which of `FORMATS` to write; the page is of `html`, figures belong to `html` and `latex`.
+        notice: A warning on top of the page.
 
     Returns:
         The path of `index.html`, or of the folder where no page was asked for.
@@ -88,9 +89,13 @@ def write_report(
     pictures["qualitative"] = _panel_pictures(panels if drawn else (), out / "figures")
     views = write_tables(frames, ["survey_table", *layout], out / "tables", published, specs=specs, formats=formats)
     compared = verdicts.compare(frames, ranking)
+    by_size = sizes.compare_sizes(frames, ranking)
+    pictures["sizes"] = _size_pictures(by_size if drawn else [], out / "figures")
     for name, made in (
         ("statistics", verdict_tables.statistics_views(compared)),
         ("tiers", verdict_tables.tier_views(frames, ranking)),
+        ("sizes", sizes.size_views(by_size)),
+        ("cross", cross.cross_views(frames, ranking)),
         ("variance", verdict_tables.variance_views(compared)),
         ("sensitivity", verdict_tables.sensitivity_views(frames, ranking)),
     ):
@@ -99,6 +104,8 @@ def write_report(
     if "csv" in formats:
         write_csv(leaderboard(frames), out / "leaderboard.csv")
         write_csv(_raw(apply_policy(frames.cases)), out / "cases.csv")
+        if len(frames.cross):
+            write_csv(_raw(apply_policy(frames.cross)), out / "cross.csv")
         write_csv(_raw(frames.curves), out / "curves.csv")
         write_csv(_raw(frames.cells), out / "cells.csv")
     if "html" not in formats:
@@ -112,11 +119,18 @@ def write_report(
         dict(about or {}),
         views=views,
         verdict=verdicts.verdict_sentence(compared),
+        notice=notice,
         extra={g: verdicts.board_columns(compared, g) for g in frames.groups},
     )
     index = out / "index.html"
     index.write_text(html, encoding="utf-8")
     return index
+
+
+def _size_pictures(found: Sequence[sizes.BySize], folder: Path) -> list[Picture]:
+    taken: set[str] = set()
+    made = [size_effects(s, folder, slug(f"sizes-{s.metric}-{s.group}-{s.model}", taken)) for s in found if s.judged]
+    return [p for p in made if p is not None]
 
 
 def _panel_pictures(panels: Sequence[Panel], folder: Path) -> list[Picture]:
@@ -126,11 +140,12 @@ def _panel_pictures(panels: Sequence[Panel], folder: Path) -> list[Picture]:
 
 def _clear(out: Path, formats: Sequence[str]) -> None:
     """Remove what an earlier report left, and nothing else: records beside it stay."""
-    for folder, endings in (("figures", (".svg", ".png", ".pdf")), ("tables", (".csv", ".html", ".tex"))):
+    for folder, endings in (("figures", (".svg", ".png", ".pdf")), ("tables", (".csv", ".html", ".tex", ".css"))):
         for path in sorted((out / folder).glob("*")):
             if path.suffix in endings and path.is_file():
                 path.unlink()
     unwanted = [] if "csv" in formats else ["leaderboard.csv", "cases.csv", "curves.csv", "cells.csv"]
+    unwanted.append("cross.csv")  # not every suite has one
     for name in [*unwanted, *([] if "html" in formats else ["index.html"])]:
         (out / name).unlink(missing_ok=True)
     (out / "tables").mkdir(exist_ok=True)

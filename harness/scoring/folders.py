@@ -176,7 +176,7 @@ def _asked(metrics: Iterable[str], profiles: tuple[str, ...]) -> tuple[str, ...]
     if isinstance(metrics, str):
         check_metrics(metrics, profiles)  # says that a list is expected
     names = tuple(dict.fromkeys(canonical(name) for name in metrics))
-    check_metrics([name for name in names if metric_of(name)[0].scope == "case"], profiles)
+    check_metrics([name for name in names if metric_of(name)[0].scope != "dataset"], profiles)
     return names
 
 

@@ -1,32 +1,33 @@
-"""Label images on disk: pairs of files by name, what their headers say, and the labels as an array.
-
-NIfTI is read without ITK, which takes a truncated file for a whole one and a pixdim of 0 or NaN for 1 (decision 005).
-"""
+"""Label images on disk: pairs of files by name, whether their headers agree, and the labels as an array."""
 
 from __future__ import annotations
 
-import gzip
 import math
-import re
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import BenchError
+from harness.imagefiles import (
+    ENDINGS,
+    META,
+    NIFTI,
+    by,
+    check_meta,
+    ending_of,
+    has_palette,
+    nifti_header,
+    quiet,
+    read_nifti,
+    readable,
+    stated,
+)
 
 IntArray = NDArray[np.integer[Any]]
-
-NIFTI = (".nii.gz", ".nii")
-META = (".mha", ".mhd")
-NRRD = (".nrrd", ".nhdr")
-PICTURES = (".png", ".tif", ".tiff", ".bmp")  # their resolution is that of a printer, not of a patient
-ENDINGS = (*NIFTI, *META, *NRRD, *PICTURES)
 
 SPACING_RTOL = 1e-4  # NIfTI keeps spacing as float32
 ORIGIN_ATOL = 1e-3  # mm
@@ -106,12 +107,6 @@ def _cases(folder: Path) -> dict[str, Path]:
     return {case: found[case][0] for case in sorted(found)}
 
 
-def ending_of(path: Path) -> str:
-    """The ending of a label image, in lower case; empty for any other file."""
-    name = path.name.lower()
-    return next((e for e in ENDINGS if name.endswith(e) and len(name) > len(e)), "")
-
-
 def read_header(path: Path, *, spacing: bool = True) -> Header:
     """Read what a file says about its grid.
 
@@ -127,25 +122,25 @@ def read_header(path: Path, *, spacing: bool = True) -> Header:
 
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    with _readable(path), _quiet():
+    with readable(path), quiet():
         reader.ReadImageInformation()
         _check_pixels(path, reader)
         size, sides = reader.GetSize(), reader.GetSpacing()
-        stated = _stated(path, len(size))
-    if spacing and stated.spacing and not all(math.isfinite(s) and s > 0 for s in (*stated.spacing, *sides)):
+        said = stated(path, len(size))
+    if spacing and said.spacing and not all(math.isfinite(s) and s > 0 for s in (*said.spacing, *sides)):
         raise BenchError(
-            f"{path}: the header states the spacing {_numbers(stated.spacing)} (x, y, z), expected finite and "
+            f"{path}: the header states the spacing {_numbers(said.spacing)} (x, y, z), expected finite and "
             "positive numbers; correct the header, or give the spacing yourself (--spacing)."
         )
     if len(size) not in (2, 3):
-        raise BenchError(f"{path}: an image of {len(size)} axes ({_by(size)}), expected 2 or 3; write one per case.")
+        raise BenchError(f"{path}: an image of {len(size)} axes ({by(size)}), expected 2 or 3; write one per case.")
     n = 2 if len(size) == 3 and size[2] == 1 else len(size)  # one slice is an image in the plane
     direction = np.reshape(reader.GetDirection(), (len(size), len(size)))[:n, :n]
     return Header(
         tuple(size[:n][::-1]),
-        tuple(sides[:n][::-1]) if stated.spacing else None,
-        tuple(reader.GetOrigin()[:n]) if stated.origin else None,
-        tuple(float(v) for v in direction.ravel()) if stated.direction else None,
+        tuple(sides[:n][::-1]) if said.spacing else None,
+        tuple(reader.GetOrigin()[:n]) if said.origin else None,
+        tuple(float(v) for v in direction.ravel()) if said.direction else None,
     )
 
 
@@ -164,7 +159,7 @@ def check_headers(pair: Pair, pred: Header, ref: Header, *, geometry: bool = Tru
     where = f"{pair.pred}: the prediction"
     if pred.shape != ref.shape:
         raise BenchError(
-            f"{where} has {_by(pred.shape)} voxels and its reference {pair.ref} {_by(ref.shape)} "
+            f"{where} has {by(pred.shape)} voxels and its reference {pair.ref} {by(ref.shape)} "
             f"({_axes(ref.shape)}); resample it to the reference, with the nearest neighbour."
         )
     if not geometry:
@@ -191,7 +186,7 @@ def read_labels(path: Path) -> IntArray:
     Raises:
         BenchError: The file is damaged, or it holds a negative label.
     """
-    with _readable(path), _quiet():
+    with readable(path), quiet():
         values = _pixels(path)
         low, high = int(values.min()), int(values.max())
         if low < 0:
@@ -205,14 +200,14 @@ def read_labels(path: Path) -> IntArray:
 def _pixels(path: Path) -> NDArray[Any]:
     ending = ending_of(path)
     if ending in NIFTI:
-        return _read_nifti(path)
-    if _has_palette(path):
+        return read_nifti(path)
+    if has_palette(path):
         from PIL import Image  # ITK turns the palette into colours, and the numbers are the labels
 
         with Image.open(path) as picture:
             return np.array(picture)
     if ending in META:
-        _check_meta(path)
+        check_meta(path)
     import SimpleITK as sitk
 
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))  # type: ignore[no-any-return]
@@ -222,7 +217,7 @@ def _check_pixels(path: Path, reader: Any) -> None:
     """Refuse colours and numbers that are not whole."""
     import SimpleITK as sitk
 
-    if reader.GetNumberOfComponents() != 1 and not _has_palette(path):
+    if reader.GetNumberOfComponents() != 1 and not has_palette(path):
         raise BenchError(
             f"{path}: each pixel has {reader.GetNumberOfComponents()} numbers (a colour picture), expected one label; "
             "write the label numbers as a picture of one channel."
@@ -230,161 +225,12 @@ def _check_pixels(path: Path, reader: Any) -> None:
     kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
     if "integer" in kind:
         return
-    stored = _nifti_header(path).get_data_dtype() if ending_of(path) in NIFTI else None
+    stored = nifti_header(path).get_data_dtype() if ending_of(path) in NIFTI else None
     why = f" ({stored} with a scale factor)" if stored is not None and stored.kind in "iu" else ""
     raise BenchError(
         f"{path}: the pixels are {kind}{why}, expected integer labels; write them as integers, "
         "for example with sitk.Cast(image, sitk.sitkUInt8) or array.astype('uint8')."
     )
-
-
-@dataclass(frozen=True)
-class _Stated:
-    """What a header states itself; ITK fills what is absent with 1, 0 and the identity.
-
-    Attributes:
-        spacing: As written, in the order of the file (x, y, z); empty where there is none.
-        origin: Whether there is one.
-        direction: Whether there is one.
-    """
-
-    spacing: tuple[float, ...] = ()
-    origin: bool = False
-    direction: bool = False
-
-
-def _stated(path: Path, axes: int) -> _Stated:
-    ending = ending_of(path)
-    if ending in NIFTI:
-        header = _nifti_header(path)
-        placed = bool(header["qform_code"] > 0 or header["sform_code"] > 0)
-        return _Stated(tuple(float(s) for s in header["pixdim"][1 : axes + 1]), placed, placed)
-    if ending in META:
-        fields = _fields(path, "=", "elementdatafile")[0]
-        spacing = fields.get("elementspacing", fields.get("elementsize", ""))
-        return _Stated(
-            _floats(spacing), bool({"offset", "position", "origin"} & set(fields)),
-            bool({"transformmatrix", "rotation", "orientation"} & set(fields)),
-        )  # fmt: skip
-    if ending in NRRD:
-        fields = _fields(path, ":", "")[0]
-        vectors = [_floats(v) for v in re.findall(r"\(([^)]*)\)", fields.get("space directions", ""))]
-        lengths = tuple(math.hypot(*v) for v in vectors)
-        return _Stated(lengths or _floats(fields.get("spacings", "")), "space origin" in fields, bool(vectors))
-    return _Stated()
-
-
-def _fields(path: Path, mark: str, last: str) -> tuple[dict[str, str], int]:
-    """The fields of a text header up to the line whose key is `last`, keys in lower case, and where the next begins."""
-    fields: dict[str, str] = {}
-    with path.open("rb") as stream:
-        for _ in range(1000):
-            line = stream.readline(100_000)
-            key, _, value = line.decode("latin-1").strip().partition(mark)
-            name = key.strip().lower()
-            fields[name] = value.strip()
-            if not line or name == last:
-                break
-        return fields, stream.tell()
-
-
-def _floats(text: str) -> tuple[float, ...]:
-    return tuple(float(t) for t in re.split(r"[\s,]+", text.strip()) if t)
-
-
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
-
-
-def _nifti_header(path: Path) -> Any:
-    """The header as it is on disk; nibabel mends a pixdim of 0 unless it is told not to."""
-    import nibabel
-    from nibabel.spatialimages import HeaderDataError
-    from nibabel.wrapstruct import WrapStructError
-
-    try:
-        with _open(path) as stream:
-            return nibabel.Nifti1Header.from_fileobj(stream, check=False)  # ITK reads no NIfTI-2
-    except (HeaderDataError, WrapStructError) as error:
-        raise ValueError(str(error)) from None
-
-
-def _read_nifti(path: Path) -> NDArray[Any]:
-    header = _nifti_header(path)
-    shape = tuple(int(n) for n in header.get_data_shape())
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    values = np.empty(math.prod(shape), header.get_data_dtype())
-    room = values.view(np.uint8).data
-    with _open(path) as stream:
-        stream.seek(max(int(header.get_data_offset()), int(header["sizeof_hdr"])))
-        got = 0
-        while got < len(room) and (n := stream.readinto(room[got:])):  # type: ignore[attr-defined]
-            got += n
-        if got < len(room):
-            raise EOFError(f"{got} of {len(room)} bytes of pixels are there")
-        while stream.read(1 << 20):  # gzip compares its checksum at the end
-            pass
-    return values.reshape(shape[::-1])
-
-
-def _check_meta(path: Path) -> None:
-    """Refuse compressed pixels that are damaged: ITK says so on the console, and goes on with half an image."""
-    fields, start = _fields(path, "=", "elementdatafile")
-    if fields.get("compresseddata", "").lower() != "true":
-        return
-    name = fields.get("elementdatafile", "")
-    local = name.upper() == "LOCAL"
-    inflate = zlib.decompressobj()
-    with (path if local else path.parent / name).open("rb") as stream:
-        stream.seek(start if local else 0)
-        while block := stream.read(1 << 16):
-            while block and not inflate.eof:
-                inflate.decompress(block, 1 << 20)
-                block = inflate.unconsumed_tail
-    if not inflate.eof:
-        raise EOFError("the compressed pixels end too early")
-
-
-def _has_palette(path: Path) -> bool:
-    """Whether a PNG stores indices into a palette, as label pictures often do."""
-    if ending_of(path) != ".png":
-        return False
-    with path.open("rb") as stream:
-        head = stream.read(26)
-    return head[12:16] == b"IHDR" and head[25:26] == b"\x03"
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """What a library raises over a damaged file becomes one sentence."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise BenchError(f"{path}: no such file.") from None
-    except (OSError, EOFError, ValueError, RuntimeError, zlib.error) as error:
-        lines = [t.strip() for t in str(error).splitlines() if t.strip()]
-        reason = (lines[-1] if isinstance(error, RuntimeError) else lines[0]) if lines else type(error).__name__
-        raise BenchError(
-            f"{path}: cannot be read as an image, it is damaged or of another format ({reason.rstrip('.')})."
-        ) from None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """ITK's own warnings would stand between the lines of the progress."""
-    import SimpleITK as sitk
-
-    before = sitk.ProcessObject.GetGlobalWarningDisplay()
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalWarningDisplay(before)
-
-
-def _by(shape: Sequence[int]) -> str:
-    return "×".join(str(int(n)) for n in shape)
 
 
 def _axes(shape: Sequence[int]) -> str:

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from harness.errors import BenchError
 
-Kind = Literal["fraction", "distance", "volume", "rate"]
-"""What is measured. A distance is analysed as log(1 + value); a rate is 0 or 1 per case."""
-KINDS: tuple[Kind, ...] = ("fraction", "distance", "volume", "rate")
+Kind = Literal["fraction", "distance", "volume", "rate", "loss"]
+"""What is measured. A distance is analysed as log(1 + value); a rate is 0 or 1 per case; a loss may be negative."""
+KINDS: tuple[Kind, ...] = ("fraction", "distance", "volume", "rate", "loss")
 COLUMNS = ("loss", "fold", "seed", "patient", "value")
 Array = NDArray[np.float64]
 
@@ -119,7 +119,7 @@ def read(frame: pd.DataFrame, kind: Kind, losses: Sequence[str] | None = None) -
     number = rows["value"].astype(float)
     if bool(np.isinf(number).any()):
         raise BenchError("statistics: a value is infinite; use NaN where a case has no value.")
-    if kind != "fraction" and bool((number < 0).any()):
+    if kind not in ("fraction", "loss") and bool((number < 0).any()):
         raise BenchError(f"statistics: a {kind} is {number.min():g}, expected 0 or more.")
     rows["plain"], rows["value"] = number, transform(np.asarray(number, dtype=np.float64), kind)
     known = rows[rows["value"].notna()]

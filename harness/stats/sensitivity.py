@@ -77,6 +77,47 @@ def sensitivity(rows: pd.DataFrame, metric: str, profile: str) -> pd.DataFrame:
     return pd.DataFrame(out, columns=["choice", "variant", "tau", "first", "losses"])
 
 
+def across(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Kendall's tau-b between the ranking over all data sets and those without one of them.
+
+    Main ranking: in each data set the rank by the main ranking of `sensitivity`, among the losses that every data set
+    has (1 the best, ties share the mean rank), then the mean over the data sets: numbers of different data sets have no
+    common mean. Variants: each data set left out in turn and, of three or more, each alone.
+
+    Args:
+        rows: One model and metric, one profile in each data set; columns as `COLUMNS` and `group`, the data set.
+        metric: The metric.
+
+    Returns:
+        Columns as those of `sensitivity`, choice being "data set left out" or "data set alone". Without rows where
+        fewer than two data sets share two losses.
+
+    Raises:
+        BenchError: A column is missing.
+    """
+    lacking = [c for c in (*COLUMNS, "group") if c not in rows.columns]
+    if lacking:
+        raise BenchError(
+            f"sensitivity: no column {', '.join(map(repr, lacking))}; expected {', '.join(COLUMNS)}, group."
+        )
+    rows = rows.assign(fold=rows["fold"].fillna(NO_FOLD))
+    scores = {
+        str(name): _mean_of_means(_policy(part, "default")) * _sign(metric)
+        for name, part in rows.groupby("group", sort=False, observed=True)
+    }
+    table = pd.DataFrame(scores).dropna()
+    out: list[tuple[str, str, float, str, int]] = []
+    if table.shape[0] > 1 and table.shape[1] > 1:
+        places = -table.rank(ascending=False)  # larger is better, as in all scores here
+        main = places.mean(axis=1)
+        for name in table.columns:
+            rest = places.drop(columns=name).mean(axis=1)
+            out.append(("data set left out", str(name), *_compare(main, rest)))
+        for name in table.columns if table.shape[1] > 2 else []:
+            out.append(("data set alone", str(name), *_compare(main, places[name])))
+    return pd.DataFrame(out, columns=["choice", "variant", "tau", "first", "losses"])
+
+
 def _sign(metric: str) -> float:
     return 1.0 if metric_of(metric)[0].higher_is_better else -1.0
 

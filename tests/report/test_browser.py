@@ -468,3 +468,75 @@ def test_headings_names_and_focus(browser, url):
         if ring[1] == "none" or ring[2] == "0px":
             unseen.append(ring)
     assert unseen == []
+
+
+NASTY = "<b>Lov\u00e1sz</b> \"'/..\\&amp; $x_1$ _{{ 7*7 }} \u6f22\u5b57 `${1}` </script><script>alert(1)</script>"
+
+
+def test_names_with_signs_of_html_quotes_and_slashes_are_text_in_every_part_of_the_page(browser, frame, tmp_path):
+    for model in (NASTY, "net"):
+        at = {"dataset": NASTY, "model": model}
+        for loss, value in ((NASTY, 0.7), ("dice", 0.6), ("ce", 0.5)):
+            for seed in (0, 1):
+                frame.curve(f"t{len(frame.cell_rows)}", [1.0, 0.5])
+                frame.cell(loss, seed, command=f"bench run --only loss={loss}", **at)
+                for i, patient in enumerate(("p", NASTY)):
+                    for name in (NASTY, "b"):
+                        more = {"seed": seed, "patient": patient, "class": name, **at}
+                        frame.case(loss, value + 0.01 * i + 0.005 * seed, **more)
+                        frame.case(loss, 9 - value, metric="hd95", **more)
+    frame.cell(NASTY, 2, "error", message=NASTY, dataset=NASTY, model=NASTY)
+    cells, cases, curves = frame.frames
+    curves = curves.assign(val_dice=0.5)
+    truth = np.zeros((20, 24), dtype=int)
+    truth[5:12, 6:15] = 1
+    panels = [Panel(NASTY, NASTY, NASTY, truth * 9.0, truth, {NASTY: np.roll(truth, 2, 1), "ce": truth}, {1: NASTY})]
+    about = {"suite": NASTY, "commands": [NASTY], "data": [{NASTY: NASTY}], "notes": [NASTY], NASTY: NASTY}
+    page = write_report(NASTY, NASTY, cells, cases, curves, tmp_path / "r", about=about, panels=panels)
+    browser.open(page.as_uri(), width=390)
+    browser.js("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    for button in (".legend button", "#leaderboard th button", "#qualitative .tools button"):
+        browser.js(f"document.querySelectorAll('{button}').forEach(b => b.click())")
+    choose(browser, "model", " ".join(NASTY.replace("_", " ").split()))
+    assert browser.js(f"{NAMES}('#leaderboard table').flat().includes({json.dumps(NASTY)})")
+    # no element came of a name, none ran, and each place where names stand shows this one letter by letter
+    assert browser.js("document.querySelectorAll('main b:not(.tip b), script:not(:last-of-type)').length") == 0
+    for place in ("h1", ".failures, #failures td.text", ".legend button", ".key li", ".which", "option", "#notes li"):
+        texts = f"[...document.querySelectorAll({json.dumps(place)})].map(e => e.textContent.trim())"
+        shown = {" ".join(t.split()) for t in browser.js(texts)}
+        names = {" ".join(n.split()) for n in (NASTY, NASTY.replace("_", " "))}
+        assert shown & names, (place, shown)
+    browser.mouse("mouseMoved", browser.at("#curves .stage", 0.11, 0.4))
+    assert browser.js("document.querySelector('#curves .tip b').textContent") in (NASTY, "dice", "ce")
+    assert browser.js("document.scrollingElement.scrollWidth - document.scrollingElement.clientWidth") == 0
+    assert browser.complaints() == []
+    for table in sorted((page.parent / "tables").glob("*.html")):
+        browser.open(table.as_uri())
+        assert browser.js("document.querySelectorAll('main b, script').length") == 0, table
+        sheet = browser.js("getComputedStyle(document.body).getPropertyValue('--paper')")
+        assert sheet == "#ffffff", table  # the shared sheet is found
+
+
+def test_curves_of_validation_are_read_zoomed_and_filtered_like_those_of_training(browser, frame, tmp_path):
+    for loss, value in (("dice", 0.7), ("ce", 0.4)):
+        frame.curve(f"t{len(frame.cell_rows)}", [1.0, 0.5, 0.3]).cell(loss).case(loss, value)
+    cells, cases, curves = frame.frames
+    curves = curves.assign(val_dice=[0.1, 0.5, 0.7, 0.05, 0.3, 0.4], val_hd95=[9.0, 5.0, 2.0, 9.0, 6.0, 4.0])
+    page = write_report("T", "", cells, cases, curves, tmp_path / "r")
+    browser.open(page.as_uri())
+    stages = "document.querySelectorAll('#validation .stage').length"
+    assert browser.js(stages) == 2  # one for each metric
+    labels = "[...document.querySelectorAll('#validation .stage')].map(s => [...s.querySelectorAll('.axes text')].at(-1).textContent)"
+    assert browser.js(labels) == ["validation DSC (%)", "validation HD95"]
+    stage = "#validation > figure:first-of-type .stage"
+    browser.mouse("mouseMoved", browser.at(stage, 0.97, 0.1))
+    tip = f"document.querySelector('{stage} .tip').innerText"
+    assert browser.js(tip).replace("\n", " ") == "dice epoch 2: 70"
+    ticks = f"[...document.querySelectorAll('{stage} .axes text')].map(t => t.textContent).join()"
+    whole = browser.js(ticks)
+    browser.js(f"document.querySelector('{stage}').focus()")
+    browser.key("+")
+    assert browser.js(ticks) != whole
+    browser.click("#validation .legend button")
+    assert browser.js(f"document.querySelectorAll('{stage} .line').length") == 1
+    assert browser.complaints() == []

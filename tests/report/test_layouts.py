@@ -204,7 +204,7 @@ def test_a_layout_without_its_metrics_is_one_sentence(frame, tmp_path, layout, s
     frames = prepare(*frame.cell("dice", status="oom").frames)
     (view,) = write_tables(frames, [layout, "curves"], tmp_path)
     assert (view.layout, view.columns, view.blocks, view.notes) == (layout, (), (), (sentence,))
-    assert [p.name for p in tmp_path.iterdir()] == [f"{layout}.html"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([f"{layout}.html", "style.css"])
     assert sentence in (tmp_path / f"{layout}.html").read_text(encoding="utf-8")
 
 
@@ -297,7 +297,12 @@ def test_the_same_frames_give_the_same_bytes_and_the_layout_its_order(frame, tmp
     assert [v.layout for v in views] == ["celaya", "survey_table", "sweeps"]
     files = {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()}
     assert files == {p.name: p.read_bytes() for p in (tmp_path / "b").iterdir()}
-    assert set(files) == {f"{n}.{e}" for n in ("celaya", "survey_table", "sweeps") for e in ("csv", "html", "tex")}
+    tables = {f"{n}.{e}" for n in ("celaya", "survey_table", "sweeps") for e in ("csv", "html", "tex")}
+    assert set(files) == tables | {"style.css"}
+    for name in tables:  # one sheet for all pages, none of them repeats it
+        if name.endswith(".html"):
+            assert b'<link rel="stylesheet" href="style.css">' in files[name] and b"<style" not in files[name]
+    assert b"--paper" in files["style.css"]
 
 
 def test_numbers_are_read_back_exactly(frame, tmp_path):

@@ -4,6 +4,7 @@ import fnmatch
 import json
 import re
 import shlex
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ import pytest
 import harness.report.page as page_module
 from harness.report import Panel, write_report
 from harness.report.board import BoardCell, BoardColumn, boards
-from harness.report.charts import charts
-from harness.report.figures import Picture
+from harness.report.charts import chart, points_per_line
+from harness.report.figures import CurveKind, Picture
 from harness.report.frames import prepare
 from harness.report.page import facets, render
 from harness.report.provenance import cell_command, cell_rows
@@ -89,10 +90,14 @@ def test_the_choices_of_the_filter_are_written_as_the_tables_write_them(frame):
     }  # fmt: skip
 
 
+LOSS = CurveKind("loss_value", 1.0, "training loss", "t", True, "c")
+
+
 def test_curves_hold_mean_and_range_over_runs(frame):
     frame.cell("dice", 0).cell("dice", 1).cell("dice", 2, "diverged").case("dice", 0.5).case("dice", 0.5, seed=1)
     frame.curve("t0", [1.0, 0.4]).curve("t1", [2.0, 0.8]).curve("t2", [1.0, 9.0, float("inf")])
-    (found,) = charts(prepare(*frame.frames))
+    frames = prepare(*frame.frames)
+    found = chart(frames, "synapse", LOSS, points_per_line(frames, 1))
     (model,) = found["models"]
     line = {"loss": 0, "runs": 2, "x": [0, 1], "y": [1.5, 0.6], "lo": [1.0, 0.4], "hi": [2.0, 0.8]}
     assert model["lines"] == [line]
@@ -101,11 +106,27 @@ def test_curves_hold_mean_and_range_over_runs(frame):
     assert found["losses"][0]["name"] == "dice"
 
 
+def test_curves_of_validation_are_numbers_too_in_per_cent_and_never_logarithmic(frame, tmp_path):
+    frame.cell("dice").case("dice", 0.5).curve("t0", [1.0, 0.5])
+    cells, cases, curves = frame.frames
+    curves = curves.assign(val_dice=[0.001, 0.9])
+    html = write_report("T", "", cells, cases, curves, tmp_path).read_text(encoding="utf-8")
+    section = html[html.index('<section id="validation"') :]
+    found = json.loads(unescape(re.search(r"data-charts='([^']*)'", section).group(1)))
+    assert found["label"] == "validation DSC (%)"
+    assert found["title"] == "DSC of the validation cases per epoch on synapse"
+    (model,) = found["models"]
+    assert model["lines"] == [{"loss": 0, "runs": 1, "x": [0, 1], "y": [0.1, 90.0]}]
+    assert not model["log"]  # although the values span more than a factor of 50
+    assert html.count("data-charts=") == 2
+
+
 def test_long_curves_are_thinned_to_a_bounded_page(frame, monkeypatch):
     monkeypatch.setattr("harness.report.charts.MAX_POINTS", 60)
     for i in range(3):
         frame.cell(f"l{i}").case(f"l{i}", 0.5).curve(f"t{i}", [100.0 / (e + 1) for e in range(1000)])
-    (found,) = charts(prepare(*frame.frames))
+    frames = prepare(*frame.frames)
+    found = chart(frames, "synapse", LOSS, points_per_line(frames, 1))
     for line in found["models"][0]["lines"]:
         assert line["x"][0] == 0 and line["x"][-1] == 999 and len(line["x"]) <= 21
     assert found["models"][0]["log"]
@@ -156,8 +177,6 @@ def test_json_in_an_attribute_cannot_leave_it(frame, tmp_path):
     assert html.count("<script>") == 1
     found = re.search(r"data-charts='([^']*)'", html)
     assert found is not None
-    from html import unescape
-
     assert json.loads(unescape(found.group(1)))["losses"][0]["name"] == nasty
     with pytest.raises(ValueError, match="not JSON compliant"):
         attribute(float("nan"))

@@ -263,7 +263,7 @@ def test_the_names_are_losses_and_arguments_of_ours_with_their_defaults():
 def test_the_comparison_is_written_as_html_csv_and_latex(frame, tmp_path):
     views = write_tables(prepare(*synapse(frame).frames), ["curves"], tmp_path, SYNAPSE)
     assert [v.layout for v in views] == ["published"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["published.csv", "published.html", "published.tex"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["published.csv", "published.html", "published.tex", "style.css"]
     back = pd.read_csv(tmp_path / "published.csv", keep_default_na=False, na_values={"measured": "", "difference": ""})
     assert back["published"].tolist() == views[0].frame["published"].tolist() and len(back) == 120
     assert back["measured"].tolist() == pytest.approx(views[0].frame["measured"].tolist(), nan_ok=True)
@@ -273,7 +273,7 @@ def test_the_comparison_is_written_as_html_csv_and_latex(frame, tmp_path):
 
 def test_a_comparison_without_a_match_is_sentences_and_the_list(frame, tmp_path):
     write_tables(prepare(*frame.cell("dice").case("dice", 0.5).frames), [], tmp_path, "jadon2020_table3_nfbs")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["published.csv", "published.html"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["published.csv", "published.html", "style.css"]
     assert "<table" not in (tmp_path / "published.html").read_text(encoding="utf-8")
 
 

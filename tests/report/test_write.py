@@ -83,7 +83,7 @@ def test_the_same_input_gives_the_same_bytes(frame, tmp_path):
     write_report("T", "", *frames, tmp_path / "a", panels=[panel(), panel(image=False)])  # over itself
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
     endings = {name.rsplit(".", 1)[1] for name in digests(tmp_path / "a")}
-    assert endings == {"html", "csv", "svg", "png", "pdf", "tex"}
+    assert endings == {"html", "css", "csv", "svg", "png", "pdf", "tex"}
 
 
 def test_nothing_is_fetched_from_anywhere(frame, tmp_path):

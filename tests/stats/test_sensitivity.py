@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from harness.errors import BenchError
-from harness.stats.sensitivity import sensitivity
+from harness.stats.sensitivity import across, sensitivity
 
 
 def rows_of(values, **more):
@@ -72,3 +72,40 @@ def test_rows_without_a_fold_are_rows_too():
     rows = rows_of({"a": {("x", "p"): 0.9}, "b": {("x", "p"): 0.8}}, metric="dice", worst=0.0, fold=np.nan)
     found = sensitivity(rows, "dice", "voxel-max")
     assert found["losses"].tolist() == [2] * 6 and found["tau"].tolist() == [1.0] * 6
+
+
+def three_data_sets():
+    values = {  # ranks of a, b, c: 1 2 3, then 1 2 3, then 3 2 1; d is in the first data set alone
+        "x": {"a": 0.9, "b": 0.8, "c": 0.7, "d": 1.0},
+        "y": {"a": 0.6, "b": 0.5, "c": 0.4},
+        "z": {"a": 0.1, "b": 0.3, "c": 0.9},
+    }
+    parts = [
+        rows_of({k: {("k", "p"): v} for k, v in of.items()}, metric="dice", worst=0.0, group=name)
+        for name, of in values.items()
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_a_data_set_left_out_by_hand():
+    found = across(three_data_sets(), "dice").set_index(["choice", "variant"])
+    # mean ranks: a 5/3, b 2, c 7/3, although the mean of the values would put c first
+    left = found.xs("data set left out")
+    assert left.loc["z"].to_dict() == {"tau": 1.0, "first": "a", "losses": 3}
+    assert left.loc["x", "first"] == "a = b = c" and np.isnan(left.loc["x", "tau"])  # 2, 2, 2
+    alone = found.xs("data set alone")
+    assert alone["tau"].tolist() == [1.0, 1.0, -1.0] and alone.loc["z", "first"] == "c"
+
+
+def test_two_data_sets_are_left_out_and_not_repeated_and_one_is_no_comparison():
+    rows = three_data_sets()
+    found = across(rows[rows["group"] != "z"], "dice")
+    assert found["choice"].tolist() == ["data set left out"] * 2 and found["tau"].tolist() == [1.0, 1.0]
+    assert across(rows[rows["group"] == "x"], "dice").empty
+    with pytest.raises(BenchError, match="no column 'group'"):
+        across(rows.drop(columns="group"), "dice")
+
+
+def test_lower_is_better_turns_the_ranks():
+    rows = three_data_sets().assign(metric="hd95")
+    assert across(rows, "hd95").set_index("variant").loc["z", "first"].tolist() == ["c", "a"]

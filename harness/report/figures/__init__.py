@@ -11,6 +11,8 @@ from harness.report.figures.cost import cost_gain, cost_points
 from harness.report.figures.curves import (
     LOG_FROM,
     MAX_EPOCHS,
+    CurveKind,
+    CurvePicture,
     curve_panel,
     epoch_means,
     finished,
@@ -20,13 +22,14 @@ from harness.report.figures.curves import (
 )
 from harness.report.figures.draw import FIGURES, draw_all
 from harness.report.figures.ranks import case_ranks, critical_difference
+from harness.report.figures.sizes import size_effects
 from harness.report.figures.sweeps import sweep_curves, sweeps_of
 from harness.report.figures.volume import running_median, volume_effect, volume_effects
 
 __all__ = [
-    "FIGURES", "LOG_FROM", "MAX_EPOCHS", "Picture", "SuitePicture", "case_differences", "case_map", "case_ranks",
-    "class_heatmap", "class_table", "cost_gain", "cost_points", "critical_difference", "curve_panel",
-    "dice_distribution", "draw_all", "drawing", "epoch_means", "finished", "inline", "lighter", "loss_curves",
-    "running_median", "save", "sweep_curves", "sweeps_of", "validation_curves", "validation_metrics", "volume_effect",
-    "volume_effects",
+    "FIGURES", "LOG_FROM", "MAX_EPOCHS", "CurveKind", "CurvePicture", "Picture", "SuitePicture", "case_differences",
+    "case_map", "case_ranks", "class_heatmap", "class_table", "cost_gain", "cost_points", "critical_difference",
+    "curve_panel", "dice_distribution", "draw_all", "drawing", "epoch_means", "finished", "inline", "lighter",
+    "loss_curves", "running_median", "save", "size_effects", "sweep_curves", "sweeps_of", "validation_curves",
+    "validation_metrics", "volume_effect", "volume_effects",
 ]  # fmt: skip

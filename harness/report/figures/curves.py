@@ -42,20 +42,31 @@ _VAL = "val_"
 
 
 @dataclass(frozen=True)
-class Kind:
+class CurveKind:
     """What a figure of curves shows.
 
     Attributes:
+        column: Of the curves.
+        scale: What a value is multiplied with to be shown.
         label: Of the vertical axis, with the unit.
         title: Of the figure.
         logged: Whether the axis may be logarithmic, and each panel has a scale of its own.
         caption: What the reader must know of the values.
     """
 
+    column: str
+    scale: float
     label: str
     title: str
     logged: bool
     caption: str
+
+
+@dataclass(frozen=True)
+class CurvePicture(SuitePicture):
+    """A figure of curves, which the page can draw itself from `harness.report.charts`."""
+
+    kind: CurveKind | None = None
 
 
 def loss_curves(frames: Frames, group: str, folder: Path, name: str) -> SuitePicture | None:
@@ -63,11 +74,11 @@ def loss_curves(frames: Frames, group: str, folder: Path, name: str) -> SuitePic
 
     More losses than can be followed in one panel get a panel each, with one line per model.
     """
-    kind = Kind(
-        "training loss", f"Training loss per epoch on {plain(group)}", True,
+    kind = CurveKind(
+        "loss_value", 1.0, "training loss", f"Training loss per epoch on {plain(group)}", True,
         "The losses have different scales: compare the shape of the curves, not their height.",
     )  # fmt: skip
-    return _curves(frames, group, finished(frames, group, "loss_value"), kind, folder, name)
+    return _curves(frames, group, kind, folder, name)
 
 
 def validation_metrics(frames: Frames, group: str) -> list[str]:
@@ -89,17 +100,16 @@ def validation_curves(frames: Frames, group: str, metric: str, folder: Path, nam
     column = _VAL + metric
     if column not in frames.curves:
         return None
-    rows = finished(frames, group, column)
     measure = next((m for m in measures(frames.cases[frames.cases["group"] == group]) if m.metric == metric), None)
     kind, fraction = metric_of(metric)[0], metric_of(metric)[0].unit_kind == "fraction"
     title = measure.name if measure else kind.title
     label = measure.heading if measure else f"{title} (%)" if fraction else title
-    rows = rows.assign(value=rows["value"] * (100 if fraction else 1))
-    words = Kind(
-        f"validation {label}", f"{title} of the validation cases per epoch on {plain(group)}", False,
+    words = CurveKind(
+        column, 100.0 if fraction else 1.0, f"validation {label}",
+        f"{title} of the validation cases per epoch on {plain(group)}", False,
         "Smaller is better. " * (not kind.higher_is_better) + "Validation cases, not the test cases of the tables.",
     )  # fmt: skip
-    return _curves(frames, group, rows, words, folder, name)
+    return _curves(frames, group, words, folder, name)
 
 
 def finished(frames: Frames, group: str, column: str) -> pd.DataFrame:
@@ -124,7 +134,9 @@ def epoch_means(rows: pd.DataFrame) -> pd.DataFrame:
     return found.loc[kept].reset_index(drop=True)
 
 
-def _curves(frames: Frames, group: str, rows: pd.DataFrame, kind: Kind, folder: Path, name: str) -> SuitePicture | None:
+def _curves(frames: Frames, group: str, kind: CurveKind, folder: Path, name: str) -> CurvePicture | None:
+    rows = finished(frames, group, kind.column)
+    rows = rows.assign(value=rows["value"] * kind.scale)
     models = by_group(frames, group, rows)
     if not models:
         return None
@@ -137,11 +149,12 @@ def _curves(frames: Frames, group: str, rows: pd.DataFrame, kind: Kind, folder: 
             figure, logged = _by_loss(rows, models, losses[:MAX_ROWS], frames, kind)
             note = "One panel per loss. " + left_out(MAX_ROWS, len(losses), "losses").lstrip()
         svg = save(figure, folder, name, kind.title)
-    return SuitePicture(name, svg, kind.title, f"{_caption(rows, logged)} {note}{kind.caption}", group)
+    caption = f"{_caption(rows, logged)} {note}{kind.caption}"
+    return CurvePicture(name, svg, kind.title, caption, group, kind=kind)
 
 
 def _by_model(
-    rows: pd.DataFrame, models: list[str], losses: list[str], frames: Frames, kind: Kind
+    rows: pd.DataFrame, models: list[str], losses: list[str], frames: Frames, kind: CurveKind
 ) -> tuple[Figure, bool]:
     across = min(len(models), 3)
     size = (min(4.4 * across + 0.4, 9.6) if across > 1 else 6.2, 3.0 * math.ceil(len(models) / across) + 0.5)
@@ -158,7 +171,7 @@ def _by_model(
 
 
 def _by_loss(
-    rows: pd.DataFrame, models: list[str], losses: list[str], frames: Frames, kind: Kind
+    rows: pd.DataFrame, models: list[str], losses: list[str], frames: Frames, kind: CurveKind
 ) -> tuple[Figure, bool]:
     across = 5
     figure = Figure(figsize=(9.6, 1.25 * math.ceil(len(losses) / across) + 0.6), layout="constrained")

@@ -1,4 +1,4 @@
-// Training curves drawn from their numbers: read a value, hide a loss, zoom. Print and pages without scripts keep the figure.
+// Curves over epochs drawn from their numbers: read a value, hide a loss, zoom. Print and pages without scripts keep the figure.
 {
   const MARGIN = { left: 56, right: 14, top: 24, bottom: 38 };
   let serial = 0;
@@ -26,7 +26,7 @@
     return out.length > 1 ? out : ticks(low, high, 4);
   };
 
-  const chart = (model, losses, hidden, title) => {
+  const chart = (model, losses, hidden, title, label) => {
     const up = model.log ? Math.log10 : value => value, down = model.log ? v => 10 ** v : v => v;
     const all = model.lines.length ? model.lines : model.diverged;  // what diverged leaves the frame, as in the figure
     const xs = all.flatMap(line => line.x), ys = all.flatMap(line => [...(line.lo ?? line.y), ...(line.hi ?? line.y)]).map(up);
@@ -59,7 +59,7 @@
         out.append(draw("text", { x: px(x), y: bottom + 16, "text-anchor": "middle" }, String(Math.round(x))));
       }
       out.append(draw("text", { x: MARGIN.left + w / 2, y: bottom + 33, "text-anchor": "middle" }, "epoch"),
-        draw("text", { x: 4, y: 12 }, `training loss${model.log ? ", logarithmic" : ""}`));
+        draw("text", { x: 4, y: 12 }, `${label}${model.log ? ", logarithmic" : ""}`));
       return out;
     };
     const curves = () => {
@@ -181,8 +181,8 @@
   };
 
   document.querySelectorAll(".charts").forEach(host => {
-    const { group, losses, models } = JSON.parse(host.dataset.charts), hidden = new Set();
-    const made = models.map(model => chart(model, losses, hidden, `Training loss per epoch on ${group}, ${model.name}`));
+    const { title, label, losses, models } = JSON.parse(host.dataset.charts), hidden = new Set();
+    const made = models.map(model => chart(model, losses, hidden, `${title}, ${model.name}`, label));
     const legend = make("div", { class: "legend", role: "group", "aria-label": "Losses shown" });
     losses.forEach((loss, k) => {
       const button = make("button", { type: "button", "aria-pressed": "true" }, swatch(loss), loss.name);

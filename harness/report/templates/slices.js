@@ -1,6 +1,6 @@
 // A slice and what each loss predicted there: a slider through the losses, a second layer to compare with, zoom.
 document.querySelectorAll(".viewer").forEach(host => {
-  const { width, height, image, classes, layers } = JSON.parse(host.dataset.viewer), title = host.dataset.title;
+  const { width, height, image, zoom, classes, layers } = JSON.parse(host.dataset.viewer), title = host.dataset.title;
   let view = [0, 0, width, height], loss = 1, other = 0, swapped = false, outline = true;
   const panes = [];
 
@@ -85,10 +85,16 @@ document.querySelectorAll(".viewer").forEach(host => {
     const on = figure.classList.toggle("whole");
     whole.setAttribute("aria-pressed", String(on));
   });
+  const closer = make("button", { type: "button", title: "Where the losses are wrong most often" }, "Zoom to the errors");
+  closer.addEventListener("click", () => {  // the whole region, at the shape of the slice
+    const w = Math.max(zoom[2], zoom[3] * width / height), h = w * height / width;
+    keep([zoom[0] + (zoom[2] - w) / 2, zoom[1] + (zoom[3] - h) / 2, w, h]);
+  });
   host.append(
     make("div", { class: "tools" },
       make("label", { class: "slide" }, "A ", layers.length > 2 ? slider : "", named),
-      make("label", {}, "B ", against), swap, make("label", {}, dotted, " reference, dotted"), zoomButtons(act), whole),
+      make("label", {}, "B ", against), swap, make("label", {}, dotted, " reference, dotted"), zoomButtons(act),
+      zoom ? closer : "", whole),
     make("div", { class: "panes" }, ...(image ? [pane(() => null)] : []), pane(() => 0), pane(shownLayer)),
     key);
   label();

@@ -151,6 +151,18 @@ def check_meta(path: Path) -> None:
         raise EOFError("the compressed pixels end too early")
 
 
+def check_bmp(path: Path) -> None:
+    """Refuse a bitmap that is shorter than it states: ITK fills the rest.
+
+    Raises:
+        EOFError: It is.
+    """
+    with path.open("rb") as stream:
+        stated_size = int.from_bytes(stream.read(6)[2:], "little")
+    if path.stat().st_size < stated_size:
+        raise EOFError(f"{path.stat().st_size} of {stated_size} bytes are there")
+
+
 def has_palette(path: Path) -> bool:
     """Whether a PNG stores indices into a palette, as label pictures often do."""
     if ending_of(path) != ".png":

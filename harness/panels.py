@@ -79,9 +79,9 @@ def chosen(cases: pd.DataFrame, entries: Sequence[Entry], model: str, tests: Seq
     dice = dice.assign(value=dice["value"].fillna(0.0))  # one of the two masks is empty
     means = dice.groupby("case", observed=True)["value"].mean().sort_values(kind="stable")
     picks: dict[int, str] = {}
-    for part, why in PICKS if len(means) else ():
-        picks.setdefault(round(part * (len(means) - 1)), why)
-    return [(str(means.index[i]), f"{why} ({100 * means.iloc[i]:.0f} %)") for i, why in picks.items()]
+    for part, why in sorted(PICKS, key=lambda p: p[0] in (0.0, 1.0), reverse=True) if len(means) else ():
+        picks.setdefault(round(part * (len(means) - 1)), why)  # of few cases the ends come first
+    return [(str(means.index[i]), f"{why} ({100 * means.iloc[i]:.0f} %)") for i, why in sorted(picks.items())[::-1]]
 
 
 def _panel(manifest: Manifest, entries: Sequence[Entry], case: str, why: str, place: Place, *, voxels: bool) -> Panel:

@@ -21,7 +21,9 @@ from harness.losses.build import build_loss
 from harness.metrics import evaluate
 from harness.metrics.table import canonical, metric_of
 from harness.models.build import build_model
+from harness.models.output import Output
 from harness.plan import make_plan
+from harness.predict import predict_case
 from harness.records import CASE_COLUMNS
 from harness.suite import Suite, load_suite
 from harness.suite_losses import refusal
@@ -196,6 +198,36 @@ def test_a_value_that_is_no_number_names_loss_and_case() -> None:
     logits, case = _case()
     with pytest.raises(BenchError, match="loss:broken is nan on case c; leave it out of `metrics`"):
         LossScores({"loss:broken": Broken()}, 3).rows(logits, case, {})
+
+
+@pytest.mark.parametrize(
+    ("view", "shape"),
+    [
+        ({"slices": {"size": [8, 10], "fit": "pad", "axis": 0}}, (4, 8, 10)),
+        ({"patches": {"size": [2, 8, 8], "foreground": 0.33}}, (4, 8, 10)),
+    ],
+)
+def test_the_scored_logits_are_those_of_the_mask(view: dict[str, Any], shape: tuple[int, ...]) -> None:
+    flat = "slices" in view
+    head = (torch.nn.Conv2d if flat else torch.nn.Conv3d)(1, 3, 1)
+
+    class Net(torch.nn.Module):
+        def forward(self, image: torch.Tensor) -> Output:
+            return Output(head(image))
+
+    image = np.random.default_rng(0).normal(size=(4, 1, 8, 10) if flat else (1, 4, 8, 10)).astype(np.float32)
+    label = np.zeros(shape, np.uint8)
+    case = Prepared("c", image, label, label, (1.0,) * (2 if flat else 3), None, (), ())
+    kept: list[torch.Tensor] = []
+    about: dict[str, Any] = {"batch": 3, "device": torch.device("cpu"), "precision": "float32"}
+    mask = predict_case(Net().eval(), case, view, **about, keep_logits=kept.append)
+    (logits,) = kept
+    assert logits.shape == ((4, 3, 8, 10) if flat else (1, 3, 4, 8, 10))
+    assert np.array_equal(logits.argmax(1).numpy().reshape(shape), mask)
+    assert np.array_equal(predict_case(Net().eval(), case, view, **about), mask)
+    with torch.no_grad():
+        whole = head(torch.from_numpy(image) if flat else torch.from_numpy(image)[None])
+    assert torch.allclose(logits, whole, atol=1e-5)
 
 
 def _cell(folder: Path, metrics: str, losses: str = "[dice]") -> Any:

@@ -116,6 +116,26 @@ def test_patches_smaller_and_larger_than_the_volume(tmp_path: Any, size: list[in
     assert {s[1:] for s in model.seen} == {(1, *size)}
 
 
+@pytest.mark.parametrize(("overlap", "windows"), [(0.0, 4), (0.5, 7), (0.75, 13)])
+def test_the_overlap_of_windows_is_the_views(tmp_path: Any, overlap: float, windows: int) -> None:
+    """Windows of 8 along 32: a step of 8, 4 or 2."""
+    label = _volume((8, 8, 32))
+    view = {"patches": {"size": [8, 8, 8], "foreground": 0.5, "overlap": overlap}}
+    found, model = _predict(tmp_path, label, view, batch=1)
+    assert np.array_equal(found, label) and len(model.seen) == windows
+
+
+def test_the_cases_own_view_counts(tmp_path: Any) -> None:
+    """A cell's view may have words; the case brings the numbers that they became."""
+    label = _volume()
+    case = _prepared(tmp_path, label, _patches([4, 6, 5]))
+    case.image[...] *= 2
+    words = {"patches": {"size": "nnunet", "foreground": 0.5}}
+    case = replace(case, view=_patches([4, 6, 5]))
+    found = predict_case(ByIntensity(3), case, words, batch=2, device=CPU, precision="float32")
+    assert np.array_equal(found, label)
+
+
 @pytest.mark.parametrize("view", [_slices([16, 16]), _patches([4, 6, 5])], ids=["slices", "patches"])
 def test_the_size_of_the_batch_does_not_matter(tmp_path: Any, view: dict[str, Any]) -> None:
     """With a network that looks at neighbours, and intensities that leave ties out."""

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from harness.cell import Place
 from harness.data.manifest import load_manifest
-from harness.data.phantoms import made_cases, make_phantom, phantom_root
+from harness.data.phantoms import PHANTOM_VERSION, made_cases, make_phantom, phantom_root
 from harness.errors import BenchError
 from harness.plan import Entry
 from harness.records import read_rows
@@ -39,6 +39,7 @@ def test_a_quick_run_needs_no_data_and_trains_on_the_phantom(toy, quick):
     place = Place(toy.folder / "runs", None)
     (record,) = run_cells([Entry(cells[0], "missing")], place, 1, Console(quiet=True))
     assert record.status == "ok", record.message
+    assert cells[0].data["phantom"] == PHANTOM_VERSION  # another phantom is another result
     # the cell is one of the suite's own manifest and split, with the first cases of each part
     data = record.cell["data"]
     assert (record.cell["dataset"], data["split"], data["train"], data["test"]) == (

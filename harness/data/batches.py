@@ -17,7 +17,7 @@ from harness.data.augment import Batch as Batch
 from harness.data.augment import augmented as augmented
 from harness.data.augment import onto
 from harness.data.augment_nnunet import Spatial, valued
-from harness.data.samples import SliceStore, VolumeStore, budget
+from harness.data.samples import SliceStore, VolumeStore
 from harness.data.stored import Prepared
 from harness.seeds import seed_of
 
@@ -30,7 +30,7 @@ class TrainSet:
         view: `{"slices": {...}}` or `{"patches": {...}}`.
         augment: The resolved `train.augment` section.
         device: Where batches are made.
-        limit: Bytes of samples that may be held; by default `harness.data.samples.budget`.
+        limit: Bytes of samples that may be held; by default BENCH_CACHE_MB, else a quarter of the free memory.
     """
 
     def __init__(
@@ -44,13 +44,12 @@ class TrainSet:
         self._augment = augment
         self._device = device
         self._patch: dict[str, Any] | None = view.get("patches")
-        room = budget(device) if limit is None else limit
         if self._patch is None:
-            self._store = SliceStore(cases, device, room, view["slices"].get("keep") == "labelled")
+            self._store = SliceStore(cases, device, limit, view["slices"].get("keep") == "labelled")
             spacing = [cases[i].grid_spacing for i, _ in self._store.places]
             self.samples, self.resident = len(self._store), self._store.resident
         else:
-            self._volumes = VolumeStore(cases, device, room)
+            self._volumes = VolumeStore(cases, device, limit)
             spacing = [c.grid_spacing for c in cases]
             self.samples, self.resident = len(self._volumes), self._volumes.resident
         self._spacing = torch.tensor(spacing, dtype=torch.float32, device=device)

@@ -169,6 +169,15 @@ class Manifest:
         return members_of(self.classes, self.spec.regions)
 
     @property
+    def file_values(self) -> dict[str, tuple[int, ...]]:
+        """Name to values in the files of what is measured, with those that the layout merges."""
+        merged: dict[int, int] = self.layout[1].get("merge") or {}
+        own = {n: (v, *(k for k, target in merged.items() if target == v)) for n, v in self.spec.labels.items()}
+        if self.spec.regions is None:
+            return own
+        return {region: tuple(v for n in names for v in own[n]) for region, names in self.spec.regions.items()}
+
+    @property
     def layout(self) -> tuple[str, dict[str, Any]]:
         """Name and options of the layout."""
         return next(iter(self.spec.layout.items()))

@@ -55,27 +55,43 @@ def _free() -> int:
     return max(0, min(found))
 
 
+def home_of(total: int, device: torch.device, limit: int | None) -> tuple[torch.device, int]:
+    """Where so many bytes of samples live, and how many of them.
+
+    Args:
+        total: Bytes of all samples.
+        device: Where batches are wanted; samples live there if all fit, else as many as fit in host memory.
+        limit: Bytes that may be held; by default the budget of the device, and of the host where that is too small.
+    """
+    room = budget(device) if limit is None else limit
+    if total <= room or device.type == "cpu":
+        return device, room
+    host = torch.device("cpu")
+    return host, budget(host) if limit is None else limit
+
+
 class SliceStore:
     """Slices of all cases, one after the other.
 
     Args:
         cases: Prepared cases of slices.
-        device: Where batches are wanted; the slices live there if all fit, else in host memory.
-        limit: Bytes that may be resident.
+        device: Where batches are wanted.
+        limit: As for `home_of`.
         labelled: Keep only slices on which a class is.
 
     Raises:
         BenchError: No slice is kept.
     """
 
-    def __init__(self, cases: Sequence[Prepared], device: torch.device, limit: int, labelled: bool) -> None:
+    def __init__(self, cases: Sequence[Prepared], device: torch.device, limit: int | None, labelled: bool) -> None:
         self._cases, self._device = cases, device
         self.places = [(i, int(s)) for i, c in enumerate(cases) for s in _kept(c, labelled)]
         if not self.places:
             raise BenchError("no slice of the training cases has a class on it, so `keep: labelled` leaves none.")
         each = cases[0].nbytes // cases[0].shape[0]
-        self.resident = min(len(self.places), limit // max(each, 1))
-        self._all = self.resident == len(self.places)
+        home, room = home_of(each * len(self.places), device, limit)
+        self.resident = min(len(self.places), room // max(each, 1))
+        self._all = self.resident == len(self.places) and home == device
         self._images = torch.empty((self.resident, *cases[0].shape[1:]))
         self._labels = torch.empty((self.resident, *cases[0].shape[2:]), dtype=torch.uint8)
         self._fill()
@@ -117,15 +133,14 @@ class VolumeStore:
 
     Args:
         cases: Prepared cases of volumes.
-        device: Where windows are wanted; the volumes live there if all fit, else in host memory.
-        limit: Bytes that may be resident.
+        device: Where windows are wanted.
+        limit: As for `home_of`.
     """
 
-    def __init__(self, cases: Sequence[Prepared], device: torch.device, limit: int) -> None:
+    def __init__(self, cases: Sequence[Prepared], device: torch.device, limit: int | None) -> None:
         self._cases, self._device = cases, device
         self.shapes = [tuple(c.shape[1:]) for c in cases]
-        everything = sum(c.nbytes for c in cases) <= limit
-        self._home = device if everything else torch.device("cpu")
+        home, room = home_of(sum(c.nbytes for c in cases), device, limit)
         self._volumes: list[tuple[Tensor, Tensor] | None] = []
         self.foreground: list[list[NDArray[np.int16]]] = []
         used = 0
@@ -133,9 +148,9 @@ class VolumeStore:
             label = case.label
             self.foreground.append(foreground(label))
             used += case.nbytes
-            here = used <= limit
+            here = used <= room
             self._volumes.append(
-                (torch.from_numpy(case.image).to(self._home), torch.from_numpy(label).to(self._home)) if here else None
+                (torch.from_numpy(case.image).to(home), torch.from_numpy(label).to(home)) if here else None
             )
         self.resident = sum(v is not None for v in self._volumes)
 
@@ -156,7 +171,7 @@ class VolumeStore:
             case = self._cases[pick]
             image = torch.from_numpy(case.part("image", (slice(None), *inside)))
             label = torch.from_numpy(case.part("label", inside))
-        image, label = (onto(t, self._device) if t.device != self._device else t for t in (image, label))
+        image, label = (t if t.device == self._device else onto(t.contiguous(), self._device) for t in (image, label))
         if tuple(label.shape) == tuple(size):
             return image, label
         pads = [(w.start - s, s + n - w.stop) for w, s, n in zip(inside, start, size, strict=True)]

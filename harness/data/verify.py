@@ -13,20 +13,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from harness.data.cases import Found
-from harness.data.layouts import IGNORE, Reader, Volume, reader_of
+from harness.data.layouts import IGNORE, Reader, reader_of
 from harness.data.layouts.absent import hint_of
 from harness.data.layouts.base import is_there
 from harness.data.manifest import Manifest, load_manifest
 from harness.errors import BenchError
 from harness.imagefiles import readable
+from harness.processes import cores
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 SHOWN = 10  # missing files that are listed
 PHANTOM_PART = 4  # patients of each part of the first split in a phantom that is asked for
+CASES_A_PROCESS = 16  # fewer are read before another process has started
 T = TypeVar("T")
-Track = Callable[[Sequence[T], str], Iterable[T]]
+Track = Callable[[Iterable[T], int, str], Iterable[T]]
 
 
 @dataclass
@@ -91,7 +93,8 @@ def data_command(args: argparse.Namespace) -> int:
     absent = reader.missing(cases)
     done: Verified | None = None
     if not absent and args.verify:
-        done = verify(manifest, reader, cases, args.data, _track(Console(stderr=True)))
+        workers = min(cores(), len(cases) // CASES_A_PROCESS)
+        done = verify(manifest, reader, cases, args.data, _track(Console(stderr=True)), workers)
     if args.json:
         print(json.dumps(_as_json(manifest, cases, absent, done), indent=1, ensure_ascii=False))
     for path in absent[:SHOWN]:
@@ -138,8 +141,24 @@ def _describe(manifest: Manifest, out: Console) -> None:
             out.print(f"{name:12}{' '.join(text.split())}", markup=False)
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What is kept of a case that was read."""
+
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...] | None
+    counts: list[int]  # voxels by index
+    content: bytes  # digest of the image's values
+    doubt: str | None
+
+
 def verify(
-    manifest: Manifest, reader: Reader, cases: Sequence[str], root: Path | None = None, track: Track[Any] | None = None
+    manifest: Manifest,
+    reader: Reader,
+    cases: Sequence[str],
+    root: Path | None = None,
+    track: Track[Any] | None = None,
+    workers: int = 1,
 ) -> Verified:
     """Read every case, and compare the files whose digests the manifest states.
 
@@ -148,50 +167,84 @@ def verify(
         reader: Its reader.
         cases: What to read.
         root: Folder of data, for the digests.
-        track: Wraps a sequence to show progress; takes it and a word.
+        track: Shows progress; takes what is iterated over, the number in all, and a word.
+        workers: Processes that read, one case each at a time.
 
     Returns:
         Faults, each a sentence that names a file, and counts.
     """
-    show: Track[Any] = track or (lambda items, word: items)
+    show: Track[Any] = track or (lambda items, total, word: items)
     names = {0: "background", **{i: n for n, i in manifest.classes.items()}, IGNORE: "ignored"}
     done = Verified(classes={n: ClassCount() for n in names.values()})
+    seen = dict(show(_read_all(reader, cases, workers), len(cases), "reading"))
     owners: dict[bytes, str] = {}
-    doubts = getattr(reader, "doubts", None)
-    for case in show(cases, "reading"):
-        try:
-            volume = reader.read(case)
-        except BenchError as error:
-            done.faults[case] = str(error)
+    for case in cases:
+        found = seen[case]
+        if isinstance(found, str):
+            done.faults[case] = found
             continue
         done.read += 1
-        _count(done, manifest, case, volume, names)
-        content = hashlib.sha256(repr(volume.image.shape).encode() + volume.image.tobytes()).digest()
-        other = owners.setdefault(content, case)
+        _count(done, manifest, case, found, names)
+        other = owners.setdefault(found.content, case)
         if other != case:
             done.faults[case] = _twins(manifest, other, case)
-        elif doubts is not None and (doubt := doubts(case, volume)):
-            done.faults[case] = doubt
-    for name, stated in show(list(manifest.spec.files.items()), "digests"):
+        elif found.doubt:
+            done.faults[case] = found.doubt
+    for name, stated in show(manifest.spec.files.items(), len(manifest.spec.files), "digests"):
         if root is not None and (fault := _other_bytes(root / name, stated)):
             done.faults[name] = fault
     return done
 
 
-def _count(done: Verified, manifest: Manifest, case: str, volume: Volume, names: dict[int, str]) -> None:
-    done.shapes[case] = volume.label.shape
+def _read_all(reader: Reader, cases: Sequence[str], workers: int) -> Iterator[tuple[str, _Seen | str]]:
+    """Case and what it holds, or why it cannot be read, as they are done."""
+    if workers < 2:
+        for case in cases:
+            try:
+                yield case, _see((reader, case))
+            except BenchError as error:
+                yield case, str(error)
+        return
+    from harness.scoring.pool import Failure, Pool
+
+    with Pool(workers, (__name__, "SimpleITK", "nibabel")) as pool:
+        for number, outcome in pool.run(_see, [(reader, case) for case in cases]):
+            if isinstance(outcome, Failure):
+                text = outcome.reason if outcome.told else f"case {cases[number]}: {outcome.reason}."
+                yield cases[number], text
+            else:
+                yield cases[number], outcome
+
+
+def _see(job: tuple[Reader, str]) -> _Seen:
+    """Read a case; runs in a worker."""
+    reader, case = job
+    volume = reader.read(case)
+    doubts = getattr(reader, "doubts", None)
+    return _Seen(
+        volume.label.shape,
+        volume.spacing,
+        np.bincount(volume.label.ravel(), minlength=256).tolist(),
+        hashlib.sha256(repr(volume.image.shape).encode() + volume.image.tobytes()).digest(),
+        doubts(case, volume) if doubts is not None else None,
+    )
+
+
+def _count(done: Verified, manifest: Manifest, case: str, seen: _Seen, names: dict[int, str]) -> None:
+    done.shapes[case] = seen.shape
     planar = manifest.spec.dimensions == 2
     size: float | None = None
-    if volume.spacing is not None:
-        done.spacings[case] = volume.spacing
-        size = float(np.prod(volume.spacing[1:] if planar else volume.spacing))
-    found = np.bincount(volume.label.ravel(), minlength=256)
-    for index in np.flatnonzero(found):
-        counts = done.classes[names[int(index)]]
-        counts.voxels += int(found[index])
+    if seen.spacing is not None:
+        done.spacings[case] = seen.spacing
+        size = float(np.prod(seen.spacing[1:] if planar else seen.spacing))
+    for index, voxels in enumerate(seen.counts):
+        if not voxels:
+            continue
+        counts = done.classes[names[index]]
+        counts.voxels += voxels
         counts.cases += 1
         if size is not None:
-            counts.volume = (counts.volume or 0.0) + float(found[index]) * size
+            counts.volume = (counts.volume or 0.0) + voxels * size
 
 
 def _twins(manifest: Manifest, other: str, case: str) -> str:
@@ -277,10 +330,10 @@ def _as_json(manifest: Manifest, cases: Sequence[str], absent: Sequence[Path], d
 
 
 def _track(console: Console) -> Track[Any]:
-    def show(items: Sequence[T], word: str) -> Iterator[T]:
+    def show(items: Iterable[T], total: int, word: str) -> Iterable[T]:
         from rich.progress import track
 
-        return iter(track(items, word, console=console, transient=True, disable=not console.is_terminal))
+        return track(items, word, total, console=console, transient=True, disable=not console.is_terminal)
 
     return show
 

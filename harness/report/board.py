@@ -11,7 +11,7 @@ import pandas as pd
 
 from harness.report import checks
 from harness.report.frames import FAILED, Frames, by_group
-from harness.report.tables import Measure, Spread, measures, run_means, spread, triples
+from harness.report.tables import Measure, Spread, all_class_means, measures, over_classes, spread, triples
 from harness.report.words import number
 
 Key = tuple[str, str]  # (model, loss)
@@ -132,9 +132,10 @@ def board_view(
         costs: Costs by (model, loss), where a run was measured.
         extra: Columns behind the first measure.
     """
-    cases = frames.cases[frames.cases["group"] == group]
+    cases = frames.of_group(group)
     found = measures(cases, frames.pooled)
-    means = run_means(cases, frames.pooled)
+    means = all_class_means(frames)
+    means = over_classes(means[means["group"] == group])
     parts = dict(iter(means.groupby(["model", "loss", *Measure._fields], sort=False)))
     spreads = {m: {key: spread(parts.get((*key, *m), means.iloc[:0])) for key in cells} for m in found}
     scores = [_scores(m, spreads[m], m.shown_profile(found)) for m in found]

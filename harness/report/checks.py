@@ -68,6 +68,8 @@ def _compare(part: pd.DataFrame, kind: str) -> tuple[str, str]:
 def _same_weights(part: pd.DataFrame) -> list[str]:
     """Two losses that end at bitwise equal weights are one loss under two names, or one of them was not used."""
     known = part[(part["weights"] != "") & (part["status"] == "ok")]
+    if not known["weights"].duplicated().any():
+        return []
     shared = [list(same["loss"]) for _, same in known.groupby("weights", sort=False) if same["loss"].nunique() > 1]
     return [f"the same final weights: {', '.join(names)}" for names in shared]
 
@@ -93,9 +95,9 @@ class Empties:
 
 def empty_policy(frames: Frames) -> str:
     """How empty masks enter the means, in sentences, as far as the measured metrics and profiles ask for it."""
-    names = list(dict.fromkeys(frames.cases["metric"]))
+    names = list(frames.cases["metric"].unique())
     kinds = {metric_of(n)[0].name for n in names}
-    profiles = list(dict.fromkeys(frames.cases["profile"]))
+    profiles = list(frames.cases["profile"].unique())
     own = [p for p in profiles if p in PROFILES and PROFILES[p].own_empties]
     zero = list(dict.fromkeys(metric_of(n)[0].title for n in names if metric_of(n)[0].name in _ZERO)) or ["DSC"]
     costs = [f"{_and(zero)} 0"]
@@ -118,16 +120,20 @@ _ZERO = ("dice", "iou", "nsd", "boundary_iou", "sensitivity", "precision")
 
 def partial(frames: Frames) -> list[str]:
     """The measured metrics that one empty mask can make not applicable."""
-    return [n for n in dict.fromkeys(frames.cases["metric"]) if len(metric_of(n)[0].not_applicable) > 1]
+    return [n for n in frames.cases["metric"].unique() if len(metric_of(n)[0].not_applicable) > 1]
 
 
 def empties(frames: Frames) -> list[Empties]:
     """Count the masks behind the means, once per case and class (on the first metric of the data set)."""
     rows = []
     names = partial(frames)
+    parts = {
+        (*key, str(loss)): own
+        for key, part in frames.parts.items()
+        for loss, own in part.groupby("loss", sort=False, observed=True)
+    }
     for (group, model, loss), _ in triples(frames):
-        cases = frames.cases
-        own = cases[(cases["group"] == group) & (cases["model"] == model) & (cases["loss"] == loss)]
+        own = parts.get((group, model, loss), frames.cases.iloc[:0])
         lacking = []
         for name in names:
             rest = own[(own["metric"] == name) & (own["status"] != "both_empty")]

@@ -22,10 +22,10 @@ TITLE = "networks scored by every loss"
 _ABOUT = (
     "A row is the loss that networks were trained with, a column the loss that scores them: its value on the logits of "
     "each test case on the network's grid, mean over patients, then over runs. Smaller is better; the values of two "
-    "columns have no scale in common. In brackets the rank in the column by the printed means{tier}; own: the loss that "
-    "the network was trained with, without what the rule `with` added to it. The last column is the mean rank in the "
-    "other columns, the leave-one-out evaluation of Azad et al. (2023, section 5.6): it asks whether a network is good, "
-    "or good at its own loss alone. A loss that is close to the one that scores has an advantage there."
+    "columns have no scale in common. In brackets the rank in the column by the printed means{tier}; own: the loss "
+    "that the network was trained with, without what the rule `with` added to it. The last column is the mean rank in "
+    "the other columns, the leave-one-out evaluation of Azad et al. (2023, section 5.6): it asks whether a network is "
+    "good, or good at its own loss alone. A loss that is close to the one that scores has an advantage there."
 )
 _TIER = (
     ", and the tier: tier 1 is not shown to be worse than the best, over patients and trainings (Holm within a column)"

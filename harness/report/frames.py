@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,6 +52,7 @@ class Frames:
         losses: Losses in planned order.
         pooled: Metrics that are made from the counts of all cases of a run, as far as they were asked for.
         cross: The rows of the metrics `loss:NAME`, in the columns of `cases`; those hold all others.
+        memo: What several tables and figures need and takes long to make; see `tables.all_class_means`.
     """
 
     cells: pd.DataFrame
@@ -60,6 +63,25 @@ class Frames:
     losses: list[str]
     pooled: tuple[str, ...] = ()
     cross: pd.DataFrame = field(default_factory=pd.DataFrame)
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def of_group(self, group: str) -> pd.DataFrame:
+        """The cases of one data set."""
+        own = self.cases["group"] == group
+        return self.cases if bool(own.all()) else self.cases[own]
+
+    @cached_property
+    def parts(self) -> dict[tuple[str, str], pd.DataFrame]:
+        """The cases of each data set and model that has any; not copied where they stand together."""
+        groups, models = (pd.Categorical(self.cases[c]) for c in ("group", "model"))
+        both = groups.codes.astype(np.int64) * max(len(models.categories), 1) + models.codes
+        out = {}
+        for code in pd.unique(both):
+            at = np.flatnonzero(both == code)
+            together = at[-1] - at[0] + 1 == len(at)
+            name = (str(groups[at[0]]), str(models[at[0]]))
+            out[name] = self.cases.iloc[at[0] : at[-1] + 1] if together else self.cases.iloc[at]
+        return out
 
 
 def prepare(
@@ -112,7 +134,10 @@ def describe(row: pd.Series) -> str:
 
 def by_group(frames: Frames, group: str, frame: pd.DataFrame) -> list[str]:
     """The models of one data set that occur in `frame`, in planned order."""
-    there = set(frame.loc[frame["group"] == group, "model"])
+    if frame is frames.cases:
+        there = {m for g, m in frames.parts if g == group}
+    else:
+        there = set(frame.loc[frame["group"] == group, "model"].unique())
     return [m for m in frames.models if m in there]
 
 

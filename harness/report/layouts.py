@@ -20,8 +20,8 @@ from harness.report.frames import Frames
 from harness.report.tables import (
     Measure,
     Spread,
+    all_class_means,
     apply_policy,
-    class_means,
     measures,
     over_classes,
     spread_of,
@@ -62,7 +62,7 @@ class Numbers:
     def __init__(self, frames: Frames) -> None:
         self.frames = frames
         self._planned = {key: (len(part), int((part["status"] == "ok").sum())) for key, part in triples(frames)}
-        per_class = class_means(frames.cases, frames.pooled)
+        per_class = all_class_means(frames)
         self._runs: dict[tuple[object, ...], list[tuple[int, int, float]]] = {}
         for means, names in ((per_class, per_class["class"]), (over_classes(per_class), repeat(None))):
             columns = [means[c] for c in (*_PLACE, *_MEASURE)]
@@ -119,7 +119,7 @@ class Numbers:
     def measured(self, group: str) -> list[Measure]:
         """The measures of one data set."""
         if group not in self._measured:
-            own = self.frames.cases[self.frames.cases["group"] == group]
+            own = self.frames.of_group(group)
             self._measured[group] = measures(own, self.frames.pooled), [str(c) for c in own["class"].unique()]
         return self._measured[group][0]
 

@@ -137,7 +137,7 @@ def fairness_line(pairs: Sequence[checks.Pairing]) -> tuple[str, bool]:
 def facets(frames: Frames) -> dict[str, list[str]]:
     """What the page can be filtered by: the choices of each kind, as the tables write them."""
     metrics = [m.heading for m in measures(frames.cases, frames.pooled)] if len(frames.cases) else []
-    classes = [str(c).replace("_", " ") for c in frames.cases["class"]]
+    classes = [str(c).replace("_", " ") for c in frames.cases["class"].unique()]
     return {
         "dataset": frames.groups,
         "model": frames.models,

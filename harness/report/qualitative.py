@@ -9,7 +9,7 @@ import base64
 import io
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,15 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from harness.errors import BenchError
-from harness.report.figures import Picture, drawing, save
+from harness.report.figures import Picture, SuitePicture, drawing, save
+from harness.report.figures.base import plain
 from harness.report.palette import BLANK, INK, style_of
 
 MARGIN = 0.12
 IGNORED = 255
 ZOOM = 0.4  # side of the enlarged square, as a part of the longer side of the drawn part
 LEAST_ZOOM = 8  # pixels of its side
-FRAME = "#8a8f98"  # seen on white, on black and on grey tissue
+FRAME = "#8a8f98"  # seen on white and on black
 Window = tuple[slice, slice]
 
 
@@ -118,7 +119,7 @@ def draw_panel(panel: Panel, folder: Path, name: str) -> SlicePicture:
                         _reference(ax, panel, panel.truth[part] == k)
                     _contour(ax, label[part] == k, color=colour, linewidth=1.5, dashes=dashes)
             if zoom:
-                _frame(axes[row, column], zoom, window)
+                _frame(axes[row, column], zoom, window, bright=panel.image is None)
             axes[row, column].set_title(textwrap.fill(title, 30, max_lines=2, placeholder=" …"), fontsize=8)
         _key(figure, panel, shown, style)
         title = f"{panel.case} of {panel.dataset}, {panel.model}"
@@ -130,6 +131,58 @@ def draw_panel(panel: Panel, folder: Path, name: str) -> SlicePicture:
         caption += " Contours only: the licence of the images does not allow to show voxels."
     caption = f"{caption} {panel.note}".strip()
     return SlicePicture(name, svg, title, caption, panel.dataset, panel.model, viewer_data(panel))
+
+
+def draw_ladder(
+    panels: Sequence[Panel], losses: Sequence[str], rule: str, folder: Path, name: str
+) -> SuitePicture | None:
+    """Cases in rows from easier to harder, losses in columns, as in Celaya et al. (2023, Figures 3 and 4).
+
+    Args:
+        panels: Slices of one data set and model, in the order of the rows.
+        losses: Those to show, in the order of the columns.
+        rule: How they were chosen, a sentence for the caption; empty where all are shown.
+        folder: Where the files go.
+        name: Their name.
+
+    Returns:
+        The figure; None with fewer than two slices or without a loss that all of them have.
+    """
+    columns = [x for x in losses if all(x in p.predictions for p in panels)]
+    if len(panels) < 2 or not columns:
+        return None
+    first = panels[0]
+    shown = [k for k in first.classes if any(k in _labels(p) for p in panels)]
+    style = dict(zip(first.classes, style_of([str(k) for k in first.classes]).values(), strict=True))
+    tile, windows = 1.75, [crop(p) for p in panels]
+    tall = [tile * min(max((r.stop - r.start) / (c.stop - c.start), 0.4), 1.6) for r, c in windows]
+    with drawing():
+        figure = Figure(figsize=(tile * (len(columns) + 1) + 0.3, sum(tall) + 0.75), layout="constrained")
+        axes = figure.subplots(len(panels), len(columns) + 1, squeeze=False, height_ratios=tall)
+        for row, panel, window in zip(axes, panels, windows, strict=True):
+            for ax, loss in zip(row, [None, *columns], strict=True):
+                ax.set_axis_off()
+                _ground(ax, panel, window)
+                label = panel.truth if loss is None else panel.predictions[loss]
+                for k in shown:
+                    colour, dashes = style[k]
+                    if loss is not None:
+                        _reference(ax, panel, panel.truth[window] == k)
+                    _contour(ax, label[window] == k, color=colour, linewidth=1.3, dashes=dashes)
+            case = textwrap.fill(plain(panel.case), 24, max_lines=3, placeholder=" …")
+            row[0].text(
+                -0.06, 0.5, case, rotation=90, ha="right", va="center", fontsize=6.5, transform=row[0].transAxes
+            )
+        for ax, loss in zip(axes[0], ["reference", *columns], strict=True):
+            ax.set_title(textwrap.fill(plain(loss), 24, max_lines=2, placeholder=" …"), fontsize=7.5)
+        _key(figure, first, shown, style)
+        title = f"From easier to harder cases of {plain(first.dataset)}, {plain(first.model)}"
+        svg = save(figure, folder, name, title)
+    caption = (
+        "Cases by their mean Dice over losses and runs, the easiest on top. Solid: the class as labelled (first column) "
+        f"or predicted. Dotted: reference. {rule}"
+    )
+    return SuitePicture(name, svg, title, caption.strip(), first.dataset, first.model)
 
 
 def viewer_data(panel: Panel) -> dict[str, Any]:
@@ -214,11 +267,14 @@ def _box(zoom: Window, window: Window) -> list[int]:
     return [left, top, width, height]
 
 
-def _frame(ax: Axes, zoom: Window, window: Window) -> None:
+def _frame(ax: Axes, zoom: Window, window: Window, *, bright: bool) -> None:
+    """A dashed frame; on an image white dashes on grey, seen on dark and on bright tissue."""
     left, top, width, height = _box(zoom, window)
-    xs = [left, left + width, left + width, left, left]
-    ys = [top, top, top + height, top + height, top]
-    (line,) = ax.plot([x - 0.5 for x in xs], [y - 0.5 for y in ys], color=FRAME, linewidth=1.1)
+    xs = [x - 0.5 for x in (left, left + width, left + width, left, left)]
+    ys = [y - 0.5 for y in (top, top, top + height, top + height, top)]
+    if not bright:
+        ax.plot(xs, ys, color=FRAME, linewidth=2.0)
+    (line,) = ax.plot(xs, ys, color=FRAME if bright else "#ffffff", linewidth=1.2)
     line.set_dashes((4, 2))
 
 

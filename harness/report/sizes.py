@@ -93,22 +93,24 @@ def compare_sizes(frames: Frames, ranking: Ranking) -> list[BySize]:
     """
     found: list[BySize] = []
     for group in frames.groups:
-        cases = frames.cases[frames.cases["group"] == group]
-        known = [m for m in measures(cases) if metric_of(m.metric)[0].scope == "case"]
+        known = [m for m in measures(frames.of_group(group)) if metric_of(m.metric)[0].scope == "case"]
         for model in by_group(frames, group, frames.cases):
-            own = cases[cases["model"] == model]
+            own = frames.parts[group, model]
             planned = frames.cells[(frames.cells["group"] == group) & (frames.cells["model"] == model)]
+            parted: dict[str, tuple[pd.Series, pd.DataFrame, tuple[str, ...]]] = {}
             for name in ranking.by:
                 measure = next((m for m in known if m.metric == name), None)
                 if measure is None or planned["loss"].nunique() < 2:
                     continue
-                sizes, limits, left = terciles(reference_volumes(own, measure.profile))
+                if measure.profile not in parted:
+                    parted[measure.profile] = terciles(reference_volumes(own, measure.profile))
+                sizes, limits, left = parted[measure.profile]
                 if limits.empty:
                     continue
                 rows = own[(own["metric"] == measure.metric) & (own["profile"] == measure.profile)]
                 codes = _codes(rows, sizes)
                 parts = {
-                    size: next(outcomes(rows[codes == i], planned, measure, ranking, frames.losses))
+                    size: next(outcomes(rows[codes == i], planned, measure, ranking, frames.losses, detail=False))
                     for i, size in enumerate(SIZES)
                 }
                 found.append(BySize(group, model, limits, left, parts))

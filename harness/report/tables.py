@@ -115,10 +115,10 @@ def apply_policy(cases: pd.DataFrame) -> pd.DataFrame:
 
 def measures(cases: pd.DataFrame, pooled: Sequence[str] = ()) -> list[Measure]:
     """The measures that occur, in order of first appearance, without the counts of voxels; then the pooled ones."""
-    rows = cases[cases["unit"] != COUNT_UNIT][_KEYS].drop_duplicates()
+    rows = cases.loc[cases["unit"] != COUNT_UNIT, _KEYS].drop_duplicates()
     found = [Measure(*map(str, row)) for row in rows.itertuples(index=False)]
-    counts = cases[cases["metric"] == "tp"]
-    return found + [Measure(m, str(p), "1") for m in pooled for p in dict.fromkeys(counts["profile"])]
+    profiles = cases.loc[cases["metric"] == "tp", "profile"].unique() if pooled else ()
+    return found + [Measure(m, str(p), "1") for m in pooled for p in profiles]
 
 
 _RUN = ["group", "model", "loss", "fold", "seed"]
@@ -145,6 +145,14 @@ def class_means(cases: pd.DataFrame, pooled: Sequence[str] = ()) -> pd.DataFrame
     grouped = patients.groupby(level=keys, sort=False, observed=True)
     found = pd.DataFrame({"score": grouped.mean(), "n": grouped.count()}).reset_index()
     return pd.concat([found, *(_pooled(cases, name) for name in pooled)], ignore_index=True) if pooled else found
+
+
+def all_class_means(frames: Frames) -> pd.DataFrame:
+    """`class_means` of a whole report, made once; the caller leaves it as it is."""
+    if "class_means" not in frames.memo:
+        frames.memo["class_means"] = class_means(frames.cases, frames.pooled)
+    found: pd.DataFrame = frames.memo["class_means"]
+    return found
 
 
 def _pooled(cases: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -212,10 +220,10 @@ def leaderboard(frames: Frames) -> pd.DataFrame:
     intervals there are no ranks.
     """
     found = measures(frames.cases, frames.pooled)
-    means = run_means(frames.cases, frames.pooled)
+    runs = _runs(over_classes(all_class_means(frames)))
+    patients = _patients(frames.cases)
     rows = []
     for (group, model, loss), part in triples(frames):
-        own = means[(means["group"] == group) & (means["model"] == model) & (means["loss"] == loss)]
         counts = part["status"].value_counts()
         ok = part[part["status"] == "ok"]
         row: dict[str, object] = {
@@ -227,10 +235,10 @@ def leaderboard(frames: Frames) -> pd.DataFrame:
             "runs_failed": int(sum(counts.get(s, 0) for s in FAILED)),
             "runs_diverged": int(counts.get("diverged", 0)),
             "runs_other": int(sum(counts.get(s, 0) for s in ("skip", "missing", "stale"))),
-            "patients": _patients(frames.cases, group, model, loss),
+            "patients": patients.get((group, model, loss), 0),
         }
         for measure in found:
-            s = spread(of_measure(own, measure))
+            s = spread_of(runs.get((group, model, loss, *measure), ()))
             column = column_name(measure, found)
             row |= {column: s.mean, f"{column}_sd": s.sd}
         row |= {"step_ms": known_mean(ok["step_ms"]), "train_s": known_mean(ok["train_s"])}
@@ -290,9 +298,20 @@ def of_measure(frame: pd.DataFrame, measure: Measure) -> pd.DataFrame:
     return frame[same & (frame["length"] == measure.length)]
 
 
-def _patients(cases: pd.DataFrame, group: str, model: str, loss: str) -> int:
-    own = cases[(cases["group"] == group) & (cases["model"] == model) & (cases["loss"] == loss)]
-    return int(own["patient"].nunique())
+def _runs(means: pd.DataFrame) -> dict[tuple[str, ...], list[tuple[int, int, float]]]:
+    """The rows of `run_means` as (fold, seed, score), by data set, model, loss and measure."""
+    out: dict[tuple[str, ...], list[tuple[int, int, float]]] = {}
+    runs = zip(means["fold"], means["seed"], means["score"], strict=True)
+    for run, *key in zip(runs, *(means[c] for c in ("group", "model", "loss", *_KEYS)), strict=True):
+        out.setdefault(tuple(key), []).append(run)
+    return out
+
+
+def _patients(cases: pd.DataFrame) -> dict[tuple[str, ...], int]:
+    """Number of patients by data set, model and loss."""
+    keys = ["group", "model", "loss"]
+    found = cases[[*keys, "patient"]].drop_duplicates().groupby(keys, sort=False, observed=True).size()
+    return {(str(g), str(m), str(x)): int(n) for (g, m, x), n in zip(found.index, found, strict=True)}
 
 
 def known_mean(column: pd.Series) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from harness.metrics.table import metric_of
-from harness.report.frames import Frames
+from harness.report.frames import Frames, by_group
 from harness.report.tables import Measure, measures
 from harness.report.verdicts import Comparison, Ranking, interval_text, outcomes
 from harness.report.view import NAN, Block, Column, Entry, Head, Row, TableView
@@ -103,14 +103,14 @@ def tier_views(frames: Frames, ranking: Ranking) -> list[TableView]:
     """Metric by loss with the tier in each, after Azad et al., 2023, section 5.6; then the first metric by class."""
     views = []
     for group in frames.groups:
-        cases = frames.cases[frames.cases["group"] == group]
-        known = [m for m in measures(cases, frames.pooled) if metric_of(m.metric)[0].scope == "case"]
-        for model in [m for m in frames.models if m in set(cases["model"])]:
-            own = cases[cases["model"] == model]
+        known = measures(frames.of_group(group), frames.pooled)
+        known = [m for m in known if metric_of(m.metric)[0].scope == "case"]
+        for model in by_group(frames, group, frames.cases):
+            own = frames.parts[group, model]
             planned = frames.cells[(frames.cells["group"] == group) & (frames.cells["model"] == model)]
             losses = frames.losses
             shown = [(m.name, m.shown_profile(known), _first(own, planned, m, ranking, losses)) for m in known]
-            classes = [str(x) for x in dict.fromkeys(own["class"])]
+            classes = [str(x) for x in own["class"].unique()]
             first = next((m for m in known if m.metric == ranking.by[0]), None)
             if first is not None and len(classes) > 1:
                 for name in classes:
@@ -128,7 +128,7 @@ def _first(
     cases: pd.DataFrame, planned: pd.DataFrame, measure: Measure, ranking: Ranking, losses: Sequence[str]
 ) -> Comparison:
     """The comparison of values or of distances; misses have a table of their own."""
-    return next(outcomes(cases, planned, measure, ranking, losses))
+    return next(outcomes(cases, planned, measure, ranking, losses, detail=False))
 
 
 def _tiers(group: str, model: str, found: Sequence[tuple[str, str, Comparison]]) -> TableView:
@@ -198,13 +198,13 @@ def sensitivity_views(frames: Frames, ranking: Ranking) -> list[TableView]:
     """How far the ranking by the first metric depends on other choices of metric, policy and order: Kendall's tau."""
     views = []
     for group in frames.groups:
-        cases = frames.cases[frames.cases["group"] == group]
         name = ranking.by[0]
         if metric_of(name)[0].scope == "dataset":
             continue
-        measure = next((m for m in measures(cases, frames.pooled) if m.metric == name), None)
-        for model in [m for m in frames.models if m in set(cases["model"])] if measure else []:
-            own = cases[cases["model"] == model]
+        known = measures(frames.of_group(group), frames.pooled)
+        measure = next((m for m in known if m.metric == name), None)
+        for model in by_group(frames, group, frames.cases) if measure else []:
+            own = frames.parts[group, model]
             assert measure is not None
             if own["loss"].nunique() < 2:
                 continue

@@ -17,7 +17,7 @@ import pandas as pd
 from harness.errors import BenchError
 from harness.metrics.table import metric_of
 from harness.report.board import BoardCell, BoardColumn
-from harness.report.frames import Frames
+from harness.report.frames import Frames, by_group
 from harness.report.tables import Measure, apply_policy, measures
 from harness.report.words import count, joined, number
 from harness.stats import Analysis, Kind, analyse, split
@@ -88,10 +88,9 @@ def compare(frames: Frames, ranking: Ranking) -> list[Comparison]:
     """
     found: list[Comparison] = []
     for group in frames.groups:
-        cases = frames.cases[frames.cases["group"] == group]
-        known = measures(cases, frames.pooled)
-        for model in [m for m in frames.models if m in set(cases["model"])]:
-            own = cases[cases["model"] == model]
+        known = measures(frames.of_group(group), frames.pooled)
+        for model in by_group(frames, group, frames.cases):
+            own = frames.parts[group, model]
             planned = frames.cells[(frames.cells["group"] == group) & (frames.cells["model"] == model)]
             for name in ranking.by:
                 measure = next((m for m in known if m.metric == name), None)
@@ -101,8 +100,9 @@ def compare(frames: Frames, ranking: Ranking) -> list[Comparison]:
 
 
 def outcomes(
-    cases: pd.DataFrame, planned: pd.DataFrame, measure: Measure, ranking: Ranking, losses: Sequence[str]
-) -> Iterator[Comparison]:
+    cases: pd.DataFrame, planned: pd.DataFrame, measure: Measure, ranking: Ranking, losses: Sequence[str],
+    detail: bool = True,
+) -> Iterator[Comparison]:  # fmt: skip
     """The comparisons of one metric: one of values, or one of distances and, where any mask was missed, one of misses.
 
     Args:
@@ -111,6 +111,7 @@ def outcomes(
         measure: The metric.
         ranking: Baseline and rope.
         losses: Losses in planned order.
+        detail: As in `analyse`.
     """
     group, model = str(planned["group"].iloc[0]), str(planned["model"].iloc[0])
     metric, _ = metric_of(measure.metric)
@@ -137,6 +138,7 @@ def outcomes(
                 rope=ranking.rope if kind == "fraction" else None,
                 runs=planned,
                 losses=planned_losses,
+                detail=detail,
             )
         except BenchError as error:
             return Comparison(group, model, measure, outcome, None, str(error), note)

@@ -12,15 +12,17 @@ from harness.errors import BenchError
 from harness.report import cross, page, sizes, verdict_tables, verdicts
 from harness.report.csvfile import write_csv
 from harness.report.figures import FIGURES, Picture, draw_all, size_effects
-from harness.report.frames import NO_FOLD, prepare
+from harness.report.figures.scores import dice_of, patient_means, rows_of
+from harness.report.frames import NO_FOLD, Frames, prepare
 from harness.report.layouts import LAYOUTS as TABLES
 from harness.report.palette import slug
-from harness.report.qualitative import Panel, draw_panel
+from harness.report.qualitative import Panel, draw_ladder, draw_panel
 from harness.report.tablefiles import write_tables, write_views
 from harness.report.tables import apply_policy, leaderboard
 from harness.report.verdicts import Ranking
 from harness.suite_file import FORMATS
 
+LADDER = 5  # losses in the figure of all cases together
 LAYOUTS = (*TABLES, "curves", "distributions", "qualitative")
 # Behind the sections that the suite asks for; each is left out where it has nothing to show.
 USUAL = ("published", "distributions", "classes", "sweeps", "validation", "sizes", "volume", "cost", "cases",
@@ -84,9 +86,9 @@ def write_report(
     out.mkdir(parents=True, exist_ok=True)
     _clear(out, formats)
     drawn = [*FIGURES] if {"html", "latex"} & set(formats) else []
-    baseline = ranking.baseline if ranking.baseline in set(frames.cases["loss"]) else None
+    baseline = ranking.baseline if ranking.baseline in set(frames.cases["loss"].unique()) else None
     pictures = draw_all(frames, out / "figures", drawn, baseline=baseline)
-    pictures["qualitative"] = _panel_pictures(panels if drawn else (), out / "figures")
+    pictures["qualitative"] = _panel_pictures(frames, panels if drawn else (), out / "figures")
     views = write_tables(frames, ["survey_table", *layout], out / "tables", published, specs=specs, formats=formats)
     compared = verdicts.compare(frames, ranking)
     by_size = sizes.compare_sizes(frames, ranking)
@@ -133,9 +135,30 @@ def _size_pictures(found: Sequence[sizes.BySize], folder: Path) -> list[Picture]
     return [p for p in made if p is not None]
 
 
-def _panel_pictures(panels: Sequence[Panel], folder: Path) -> list[Picture]:
+def _panel_pictures(frames: Frames, panels: Sequence[Panel], folder: Path) -> list[Picture]:
+    """Of each data set and model first all cases in one figure, then each case on its own."""
     taken: set[str] = set()
-    return [draw_panel(p, folder, slug(f"slice-{p.dataset}-{p.model}-{p.case}", taken)) for p in panels]
+    made: list[Picture] = []
+    for dataset, model in dict.fromkeys((p.dataset, p.model) for p in panels):
+        own = [p for p in panels if (p.dataset, p.model) == (dataset, model)]
+        losses, rule = ladder_losses(frames, own)
+        ladder = draw_ladder(own, losses, rule, folder, slug(f"ladder-{dataset}-{model}", taken))
+        made += [ladder] if ladder else []
+        made += [draw_panel(p, folder, slug(f"slice-{p.dataset}-{p.model}-{p.case}", taken)) for p in own]
+    return made
+
+
+def ladder_losses(frames: Frames, panels: Sequence[Panel]) -> tuple[list[str], str]:
+    """The losses that one figure of several cases shows, and by what rule where it does not show all."""
+    there = [x for x in panels[0].predictions if all(x in p.predictions for p in panels)]
+    rows = rows_of(frames, panels[0].dataset, panels[0].model)  # of several splits none has this name
+    measure = dice_of(rows)
+    if len(there) <= LADDER or measure is None:
+        return there[:LADDER], "" if len(there) <= LADDER else f"Shown are the first {LADDER} of {len(there)} losses."
+    means = patient_means(rows, measure, there).mean().sort_values(ascending=False, kind="stable")
+    order = [str(x) for x in means.index]
+    picks = [*order[:2], order[len(order) // 2], *order[-2:]]
+    return picks, f"Shown are the best two, the middle one and the last two of {len(order)} losses by mean DSC."
 
 
 def _clear(out: Path, formats: Sequence[str]) -> None:

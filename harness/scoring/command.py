@@ -152,11 +152,12 @@ def _meaning(request: Request) -> _Labels:
         return _Labels(classes, request.ignore, drop, given)
     if request.labels is not None:
         raise BenchError("--labels and --manifest both say what the labels mean; leave one of them away.")
-    from harness.data.manifest import load_manifest, members_of
+    from harness.data.manifest import load_manifest
 
-    spec = load_manifest(request.manifest, Path.cwd()).spec
+    manifest = load_manifest(request.manifest, Path.cwd())
+    spec = manifest.spec
     return _Labels(
-        members_of(spec.labels, spec.regions),
+        manifest.file_values,
         spec.ignore if request.ignore is None else request.ignore,
         (*spec.drop, *drop),
         None if spec.spacing == "unknown" and request.spacing is None else given,

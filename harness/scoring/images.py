@@ -17,6 +17,7 @@ from harness.imagefiles import (
     META,
     NIFTI,
     by,
+    check_bmp,
     check_meta,
     ending_of,
     has_palette,
@@ -208,6 +209,8 @@ def _pixels(path: Path) -> NDArray[Any]:
             return np.array(picture)
     if ending in META:
         check_meta(path)
+    elif ending == ".bmp":
+        check_bmp(path)
     import SimpleITK as sitk
 
     return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))  # type: ignore[no-any-return]

@@ -141,6 +141,7 @@ def analyse(
     runs: pd.DataFrame | None = None,
     losses: Sequence[str] | None = None,
     draws: int = ranking.DRAWS,
+    detail: bool = True,
 ) -> Analysis:
     """Compare losses over patients and trainings.
 
@@ -157,6 +158,7 @@ def analyse(
         runs: Planned cells, columns loss, fold, seed, status as in the report's cells; without it none diverged.
         losses: Losses in the order wanted, also those without values.
         draws: Draws for ranks.
+        detail: Whether to give `sources`, `detectable` and `bootstrap_first` too, which take most of the time.
 
     Raises:
         BenchError: The baseline has no value, the frame is not as described (see `read`), or `rope` is not above 0.
@@ -173,8 +175,8 @@ def analyse(
     wanted = list(losses) if losses is not None else list(dict.fromkeys([*seen, *lost]))
     diverged = [frozenset(lost.get(x, {}).get("diverged", ())) for x in design.losses]
     inflation = _inflation(design, sizes)
-    fit = _fit(design, inflation)
-    results = _results(design, baseline, fit, higher_is_better, rope, diverged, draws)
+    fit = _fit(design, inflation, detail)
+    results = _results(design, baseline, fit, higher_is_better, rope, diverged, draws, detail)
     rows = []
     ranked = sum(r.get("rank") is not None for r in results.values())
     for name in wanted:
@@ -203,7 +205,7 @@ class _Fit:
     failed: tuple[tuple[int, int], ...] = ()
 
 
-def _fit(design: Design, inflation: float) -> _Fit:
+def _fit(design: Design, inflation: float, detail: bool) -> _Fit:
     losses = len(design.losses)
     i, j = pairs(losses)
     reason = _refusal(design)
@@ -222,8 +224,8 @@ def _fit(design: Design, inflation: float) -> _Fit:
         error = PairError(nothing, nothing, 2 * b / found.size, np.full_like(b, found.patient.df))
         return _Fit(effect, _floored(error, design), (), (), reason, "patients only")
     error = _floored(pair_error(found, i, j, inflation), design)
-    rows = () if reason or design.kind == "rate" else tuple(table(found, inflation))
-    return _Fit(effect, error, tuple(components(values)), rows, reason, "closed forms")
+    rows = () if reason or design.kind == "rate" or not detail else tuple(table(found, inflation))
+    return _Fit(effect, error, tuple(components(values)) if detail else (), rows, reason, "closed forms")
 
 
 def _with_gaps(design: Design, i: Index, j: Index, inflation: float, reason: str | None) -> _Fit:
@@ -312,6 +314,7 @@ def _results(
     rope: float | None,
     diverged: Sequence[frozenset[tuple[int, int]]],
     draws: int,
+    detail: bool,
 ) -> dict[str, dict[str, object]]:
     losses, base = len(design.losses), design.losses.index(baseline)
     i, j = pairs(losses)
@@ -361,7 +364,7 @@ def _results(
                 "p_holm": float(adjusted[n]), "verdict": verdict, "within_rope": inside,
             }  # fmt: skip
     score = np.where(np.isfinite(effect), effect, np.nan) * direction
-    _add_ranks(out, design, score, square, fit, higher_is_better, diverged, draws)
+    _add_ranks(out, design, score, square, fit, higher_is_better, diverged, draws, detail)
     return out
 
 
@@ -382,6 +385,7 @@ def _add_ranks(
     higher_is_better: bool,
     diverged: Sequence[frozenset[tuple[int, int]]],
     draws: int,
+    detail: bool,
 ) -> None:
     at = np.flatnonzero(np.isfinite(score))
     lost = [len(diverged[int(k)]) for k in at]
@@ -395,7 +399,7 @@ def _add_ranks(
         return
     grid = np.ix_(at, at)
     found = ranking.ranks(score[at], square["p"][grid], square["variance"][grid], square["df"][grid], lost, draws)
-    check = ranking.bootstrap_first(design.blocks, higher_is_better) if design.complete else None
+    check = ranking.bootstrap_first(design.blocks, higher_is_better) if design.complete and detail else None
     for n, k in enumerate(at):
         if check is not None:
             out[design.losses[k]]["bootstrap_first"] = float(check[k])

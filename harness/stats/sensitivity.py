@@ -126,11 +126,11 @@ def _policy(rows: pd.DataFrame, policy: str) -> pd.DataFrame:
     """Rows with `score`, the number that enters the means; NaN where there is none."""
     out = rows.copy()
     value, worst = pd.to_numeric(out["value"]).astype(float), pd.to_numeric(out["worst"]).astype(float)
-    kinds = out[["metric", "profile", "status"]].drop_duplicates().itertuples(index=False, name=None)
-    rules = {k: (applies(*k), takes_worst(*k)) for k in kinds}
-    keys = list(zip(out["metric"], out["profile"], out["status"], strict=True))
-    counted = pd.Series([rules[k][0] for k in keys], index=out.index, dtype=bool)
-    empty = pd.Series([rules[k][1] for k in keys], index=out.index, dtype=bool)
+    keys = ["metric", "profile", "status"]
+    kind = out.groupby(keys, sort=False, observed=True).ngroup().to_numpy()
+    kinds = [*out[keys].drop_duplicates().itertuples(index=False, name=None)]  # in the order of their numbers
+    counted = pd.Series(np.array([applies(*k) for k in kinds], bool)[kind], index=out.index)
+    empty = pd.Series(np.array([takes_worst(*k) for k in kinds], bool)[kind], index=out.index)
     score = value.where(value.notna() | ~empty, worst)
     if policy != "default":
         score = score.where(~empty, {"drop": np.nan, "zero": 0.0}.get(policy, worst))

@@ -314,3 +314,16 @@ def test_without_flips_nothing_is_mirrored() -> None:
     still = [i for i in range(200) if not Spatial.drawn((16, 16), 200, _draw(4)).moves(i)]
     after = augmented(before, NNUNET | {"flip": False}, _draw(4))
     assert torch.equal(after.target[still], before.target[still])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("how", [NNUNET, TRANSUNET])
+def test_a_gpu_draws_the_same(monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]) -> None:
+    """All but the noise, whose numbers are drawn where they are used."""
+    monkeypatch.setattr(module, "P_NOISE", 0.0)
+    here = _batch(30, (12, 16, 16), 2)
+    there = Batch(here.image.cuda(), here.target.cuda(), here.spacing.cuda())
+    one, two = augmented(here, how, _draw(1)), augmented(there, how, _draw(1))
+    assert torch.allclose(one.image, two.image.cpu(), atol=1e-4)
+    assert (one.target == two.target.cpu()).float().mean() > 0.999  # ties of the nearest voxel

@@ -1,6 +1,7 @@
 """Cases as ranges and as what a folder holds, splits by fractions and by `*`, tables of spacings."""
 
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -274,6 +275,43 @@ def test_the_published_patients_of_acdc() -> None:
     val = ["019", "021", "029", "033", "041", "050", "061", "071", "076", "080"]
     for part, ids in ((parts.test, test), (parts.val, val)):
         assert set(part) == {f"patient{i}_{phase}" for i in ids for phase in ("ED", "ES")}
+
+
+def test_values_in_the_files_of_what_is_measured(tmp_path: Path) -> None:
+    assert load_manifest("lits", packed("suites")).file_values == {"liver": (1, 2)}  # a tumour is liver
+    assert load_manifest("synapse", packed("suites")).file_values["aorta"] == (8,)
+    found = load_manifest("brats2020", packed("suites")).file_values
+    assert found == {"whole_tumour": (1, 2, 4), "tumour_core": (1, 4), "enhancing_tumour": (4,)}
+
+
+DOCS = packed("suites").parent / "docs/data.md"
+
+
+@pytest.mark.skipif(not DOCS.is_file(), reason="the docs lie in a checkout")
+def test_the_manifests_of_the_docs(tmp_path: Path) -> None:
+    polyps, chest = re.findall(r"```yaml\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "polyps.yaml").write_text(polyps)
+    (tmp_path / "chest.yaml").write_text(chest)
+    photos = load_manifest("polyps.yaml", tmp_path, tmp_path)
+    reader = reader_of(photos, tmp_path)
+    for i in range(10):
+        made = Volume(np.full((3, 1, 4, 5), i, np.float32), np.ones((1, 4, 5), np.uint8), None)
+        reader.write(f"p{i}", made)
+    parts = photos.parts("thirds", None)
+    assert [len(p) for p in (parts.train, parts.val, parts.test)] == [6, 2, 2] and reader.read("p7").image.mean() == 7
+    manifest = load_manifest("chest.yaml", tmp_path)
+    fixed = manifest.parts("fixed", None)
+    assert len(manifest.cases) == 39 and fixed.val == ("chest_029",) and len(fixed.test) == 10 == 40 - 30
+    made = Volume(np.ones((1, 3, 4, 5), np.float32), np.full((3, 4, 5), 2, np.uint8), (2.0, 1.0, 1.0))
+    reader_of(manifest, tmp_path).write("chest_001", made)
+    assert (tmp_path / "chest/chest_001/dicom/0003.dcm").is_file()
+    assert (reader_of(manifest, tmp_path).read("chest_001").label == 2).all()
+    listed = set(
+        re.findall(
+            r"`([a-z_0-9]+)`", "".join(DOCS.read_text(encoding="utf-8").split("## Your own")[0].splitlines()[6:])
+        )
+    )
+    assert {p.stem for p in packed("data_manifests").glob("*.yaml")} - {"phantom"} <= listed
 
 
 def test_what_brats_evaluates() -> None:

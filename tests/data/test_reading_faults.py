@@ -15,6 +15,7 @@ import SimpleITK as sitk
 
 from harness.data.layouts import Volume, reader_of
 from harness.data.layouts.absent import absence
+from harness.data.layouts.images import read_image
 from harness.data.manifest import load_manifest, packed
 from harness.data.verify import verify
 from harness.errors import BenchError
@@ -394,3 +395,19 @@ def test_acdc_frames_are_those_of_the_description(tmp_path: Path) -> None:
     info.write_text("ES: 4\n")
     with pytest.raises(BenchError, match=r"Info.cfg: has no line 'ED: NUMBER'"):
         reader.read("patient090_ED")
+
+
+@pytest.mark.parametrize("name", ["nii", "nii.gz", "mha", "mha!", "nrrd", "nrrd!", "png", "tif", "tif!", "bmp", "dcm"])
+def test_a_file_that_was_cut_is_refused_in_every_format(tmp_path: Path, name: str) -> None:
+    rng = np.random.default_rng(0)
+    flat = name.rstrip("!") in ("png", "tif", "bmp", "dcm")
+    values = rng.integers(0, 200, (32, 32) if flat else (3, 32, 32)).astype(np.uint8)
+    path = tmp_path / f"a.{name.rstrip('!')}"  # with !: compressed
+    sitk.WriteImage(sitk.GetImageFromArray(values), str(path), useCompression=name.endswith("!"))
+    whole = path.read_bytes()
+    assert np.array_equal(np.squeeze(sitk.GetArrayFromImage(read_image(path))), values)
+    for share in (0.4, 0.9):
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(BenchError, match=r"cannot be read as an image, it is damaged") as error:
+            read_image(path)
+        assert str(error.value).startswith(str(path))

@@ -1,5 +1,6 @@
 """What a layout writes it reads again, bit for bit, on a grid that is turned and mirrored; checked by nibabel too."""
 
+import gzip
 from pathlib import Path
 
 import nibabel
@@ -200,6 +201,22 @@ def test_pictures_and_masks_with_a_palette(tmp_path: Path) -> None:
         reader.write("c2", _volume(manifest, 1, whole=False, mirrored=False))
 
 
+def test_bitmaps_are_grey_or_coloured(tmp_path: Path) -> None:
+    grey = [PICTURE[0], ("back: 300", "back: 255")]
+    manifest = _toy(tmp_path, 'files: {image: "i/{case}.bmp", label: "l/{case}.bmp"}', *grey)
+    reader = reader_of(manifest, tmp_path)
+    made = _volume(manifest, 1, whole=True, mirrored=False)
+    reader.write("c1", made)
+    _same(reader.read("c1"), made, False)
+    mask = (made.label[0] == 2).astype(np.uint8) * 255
+    Image.fromarray(mask).convert("1").save(tmp_path / "l/c1.bmp")  # one bit a pixel, as masks often are
+    assert np.array_equal(reader.read("c1").label[0], mask // 255 * 2)
+    colours = _toy(tmp_path, 'files: {image: "j/{case}.bmp", label: "l/{case}.bmp"}', *PICTURE)
+    made = _volume(colours, 1, whole=True, mirrored=False)
+    reader_of(colours, tmp_path).write("c2", made)
+    _same(reader_of(colours, tmp_path).read("c2"), made, False)
+
+
 def test_what_a_layout_cannot_hold_is_refused(tmp_path: Path) -> None:
     manifest = _toy(tmp_path, LAYOUTS["nii"], ("ignore: 9\n", ""))
     reader = reader_of(manifest, tmp_path)
@@ -246,3 +263,23 @@ def test_cityscapes_ignores_what_it_does_not_evaluate(tmp_path: Path) -> None:
     assert list(manifest.spec.labels.values()) == [
         7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33
     ]  # fmt: skip
+
+
+def test_a_mirror_of_brats_without_gzip_is_read_too(tmp_path: Path) -> None:
+    manifest = load_manifest("brats2020", packed("suites"))
+    case, odd = "BraTS20_Training_007", "BraTS20_Training_355"
+    for name in (case, odd):
+        reader = reader_of(manifest, tmp_path)
+        made = _volume(manifest, 2, whole=True, mirrored=False)
+        reader.write(name, made)
+        folder = tmp_path / "MICCAI_BraTS2020_TrainingData" / name
+        for path in list(folder.glob("*.nii.gz")):
+            path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+            path.unlink()
+        assert len(list(folder.glob("*.nii"))) == 5
+        _same(reader.read(name), made, True)
+    # mended by hand, the usual name is taken
+    (folder / "W39_1998.09.19_Segm.nii").rename(folder / f"{odd}_seg.nii")
+    _same(reader.read(odd), made, True)
+    (folder / f"{odd}_seg.nii").rename(folder / "W39_segm.nii")  # exactly that one other name, and no third
+    assert reader.missing([odd]) == [folder / "W39_1998.09.19_Segm.nii"]

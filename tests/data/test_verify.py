@@ -86,6 +86,15 @@ def test_faults_are_all_named_and_missing_files_too(toy: Path, capsys: pytest.Ca
     assert f"{toy}/img is one folder too deep: name {toy} with --data." in capsys.readouterr().err
 
 
+def test_several_processes_find_the_same(toy: Path) -> None:
+    manifest = load_manifest("toy.yaml", toy)
+    reader = reader_of(manifest, toy)
+    alone = verify(manifest, reader, manifest.cases, toy)
+    assert verify(manifest, reader, manifest.cases, toy, workers=2) == alone and alone.read == 2
+    (toy / "lab/p2.nii.gz").write_bytes(b"")
+    assert verify(manifest, reader, manifest.cases, toy, workers=2) == verify(manifest, reader, manifest.cases, toy)
+
+
 def test_digests_that_the_manifest_states(toy: Path) -> None:
     good = hashlib.sha256((toy / "img/p1.nii.gz").read_bytes()).hexdigest()
     stated = {"img/p1.nii.gz": good, "img/p2.nii.gz": "0" * 64, "img/p3.nii.gz": good}

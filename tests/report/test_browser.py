@@ -366,6 +366,15 @@ def test_the_slice_viewer_steps_swaps_and_zooms(browser, url):
     browser.drag(f"{VIEW} .pane:last-child .slice", (0.5, 0.5), (0.6, 0.5))
     browser.key("0")
     assert browser.js(boxes) == whole
+    # The button shows the region where the losses are wrong most often, in all panes.
+    browser.click(f"{VIEW} .tools button[title^=Where]")
+    zoom = browser.js(f"JSON.parse(document.querySelector('{VIEW}').dataset.viewer).zoom")
+    x, y, w, h = (float(v) for v in browser.js(boxes)[0].split())
+    assert len(set(browser.js(boxes))) == 1 and browser.js(boxes) != whole
+    inner, outer = (zoom[0], zoom[1], -zoom[0] - zoom[2], -zoom[1] - zoom[3]), (x, y, -x - w, -y - h)
+    assert all(i >= o - 1e-6 for i, o in zip(inner, outer, strict=True))
+    browser.js(f"document.querySelector('{VIEW} .pane:last-child .slice').focus()")
+    browser.key("0")
     # Without the licence to show voxels: no image, and none is in the page.
     bare = "#qualitative [data-dataset=acdc]"
     assert browser.js(f"[...document.querySelectorAll('{bare} .name')].map(n => n.textContent)") == [

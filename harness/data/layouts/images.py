@@ -18,6 +18,7 @@ from harness.imagefiles import (
     NIFTI,
     PICTURES,
     by,
+    check_bmp,
     check_meta,
     ending_of,
     has_palette,
@@ -104,7 +105,7 @@ def read_image(path: Path, *, palette: bool = False) -> Any:
 
     Args:
         path: The file or folder.
-        palette: The numbers of a PNG with a palette are labels, and not colours.
+        palette: The numbers of a picture with a palette are labels, and not colours.
 
     Raises:
         BenchError: It is not there, may not be read, is damaged, or its numbers are not real and finite.
@@ -122,16 +123,28 @@ def read_image(path: Path, *, palette: bool = False) -> Any:
             _check_nifti(path)
         elif ending in META:
             check_meta(path)
-        elif palette and has_palette(path):
-            from PIL import Image
-
-            with Image.open(path) as picture:
-                return sitk.GetImageFromArray(np.array(picture))
+        elif ending == ".bmp":
+            check_bmp(path)
+        numbers = _numbers_of(path, palette) if ending in PICTURES else None
+        if numbers is not None:
+            return sitk.GetImageFromArray(numbers)
         image = sitk.ReadImage(str(path))
     kind = image.GetPixelIDTypeAsString()
     if "complex" in kind:
         raise BenchError(f"{path}: holds {kind} numbers, expected one real number a voxel and channel.")
     return image
+
+
+def _numbers_of(path: Path, palette: bool) -> NDArray[Any] | None:
+    """The pixels of a picture that ITK would turn into colours: with a palette, or a grey bitmap; None for others."""
+    from PIL import Image
+
+    if ending_of(path) != ".bmp" and not (palette and has_palette(path)):
+        return None
+    with Image.open(path) as picture:
+        if picture.mode == "1":
+            return np.array(picture.convert("L"))
+        return np.array(picture) if picture.mode == "L" or (palette and picture.mode == "P") else None
 
 
 def _check_nifti(path: Path) -> None:

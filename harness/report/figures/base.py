@@ -16,7 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
@@ -25,6 +30,7 @@ from harness.report.palette import GRID, INK, THEMED, style_of
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 MAX_ROWS = 100  # losses that one figure shows as rows or panels
+MANY = 24  # panels; the sizes of text in the formats differ by too little to place so many three times
 MAX_PNG = 12_000  # pixels on the longer side
 _DPI = 200
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -85,13 +91,35 @@ def save(figure: Figure, folder: Path, name: str, title: str) -> str:
     """Write SVG, PNG and PDF, and return the SVG for the page."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {ending: folder / f"{name}.{ending}" for ending in ("svg", "png", "pdf")}
-    figure.savefig(paths["svg"], metadata={"Date": None, "Creator": None}, transparent=True)
+    with _placed(figure, FigureCanvasSVG, 72):
+        figure.savefig(paths["svg"], metadata={"Date": None, "Creator": None}, transparent=True)
     dpi = min(_DPI, MAX_PNG / max(figure.get_size_inches()))
-    figure.savefig(paths["png"], dpi=dpi, metadata={"Software": None})
-    figure.savefig(paths["pdf"], metadata={"CreationDate": None, "Creator": None, "Producer": None})
+    with _placed(figure, FigureCanvasAgg, dpi):
+        figure.savefig(paths["png"], dpi=dpi, metadata={"Software": None})
+    with _placed(figure, FigureCanvasPdf, 72):
+        figure.savefig(paths["pdf"], metadata={"CreationDate": None, "Creator": None, "Producer": None})
     svg = _grey_images(lighter(paths["svg"].read_text(encoding="utf-8")))
     paths["svg"].write_text(svg, encoding="utf-8")
     return inline(svg, name, title)
+
+
+@contextmanager
+def _placed(figure: Figure, canvas: type[FigureCanvasBase], dpi: float) -> Iterator[None]:
+    """Lay the figure out with the text sizes of a format. `savefig` would draw all of it once more to do so."""
+    engine, before = figure.get_layout_engine(), figure.dpi
+    if engine is None or (len(figure.axes) > MANY and canvas is not FigureCanvasSVG):
+        yield
+        return
+    canvas(figure)
+    figure.set_dpi(dpi)
+    engine.execute(figure)
+    figure.set_dpi(before)
+    figure.set_layout_engine("none")
+    try:
+        yield
+    finally:
+        if len(figure.axes) <= MANY:
+            figure.set_layout_engine(engine)
 
 
 def inline(svg: str, name: str, title: str) -> str:
@@ -213,15 +241,32 @@ def log_axis(ax: Axes, low: float, high: float, most: int = 6) -> None:
     ax.xaxis.set_minor_locator(NullLocator())
 
 
-def grid(figure: Figure, count: int, across: int, **shared: Any) -> list[Axes]:
-    """`count` panels in rows of `across`; where the axis is shared, the lowest panel of each column has its numbers."""
+def grid(figure: Figure, count: int, across: int, *, sharex: bool = False, sharey: bool = False) -> list[Axes]:
+    """`count` panels in rows of `across`; where the axis is shared, the lowest panel of each column has its numbers.
+
+    The panels' axes do not know of each other, which costs seconds with fifty of them: where the caller does not set
+    the limits of a shared axis, it calls `alike`.
+    """
     down = math.ceil(count / across)
-    axes = figure.subplots(down, across, squeeze=False, **shared)
-    for ax in list(axes.flat)[count:]:
+    axes = list(figure.subplots(down, across, squeeze=False).flat)
+    for ax in axes[count:]:
         ax.set_visible(False)
-    for ax in lowest(axes.flat[:count], across):
-        ax.tick_params(labelbottom=True)
-    return list(axes.flat[:count])
+    axes = axes[:count]
+    for i, ax in enumerate(axes):
+        if sharex and i < count - across:
+            ax.tick_params(axis="x", which="both", labelbottom=False)
+        if sharey and i % across:
+            ax.tick_params(axis="y", which="both", labelleft=False)
+    return axes
+
+
+def alike(axes: Sequence[Axes]) -> None:
+    """Give the horizontal axes of panels the limits that hold what all of them show."""
+    ends = np.array([ax.dataLim.intervalx for ax in axes])
+    known = ends[np.isfinite(ends).all(axis=1)]
+    for ax in axes if len(known) else ():
+        ax.update_datalim([(known.min(), 0.0), (known.max(), 0.0)], updatey=False)
+        ax.autoscale_view(scaley=False)
 
 
 def lowest(axes: Sequence[Axes], across: int) -> list[Axes]:

@@ -12,17 +12,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from harness.metrics.table import METRICS, metric_of
 from harness.report.figures.base import MAX_ROWS, SuitePicture, drawing, left_out, plain, save, short, width_of
 from harness.report.figures.cells import DARK, behind_edges, ink_on, key, paint, ramp
-from harness.report.figures.scores import lacking, rows_of
+from harness.report.figures.scores import lacking, means_of, rows_of
 from harness.report.frames import Frames
-from harness.report.tables import Measure, class_means, marks, measures, of_measure, over_classes, spread
+from harness.report.tables import Measure, marks, measures, of_measure, over_classes, spread
 from harness.report.words import number
 
 MEAN = "mean"
 MAX_CLASSES = 30
-_COUNTS = ("tp", "fp", "fn")
 
 
 def class_table(frames: Frames, group: str, model: str, measure: Measure) -> pd.DataFrame:
@@ -32,13 +30,7 @@ def class_table(frames: Frames, group: str, model: str, measure: Measure) -> pd.
         In the shown unit; columns are pairs, `("class", name)` and `("mean", "")`, so that a class may be called mean.
         Without the mean where there is one class.
     """
-    rows = rows_of(frames, group, model)
-    if METRICS[metric_of(measure.metric)[0].name].scope == "dataset":
-        counts = rows[rows["metric"].isin(_COUNTS) & (rows["profile"] == measure.profile)]
-        per_class = class_means(counts, (measure.metric,))
-    else:
-        per_class = class_means(of_measure(rows, measure))
-    per_class = of_measure(per_class, measure)
+    per_class = of_measure(means_of(frames, group, model), measure)
     parts: dict[tuple[str, str], dict[str, float]] = {}
     for label in dict.fromkeys(per_class["class"]):
         found = {x: spread(p).mean for x, p in per_class[per_class["class"] == label].groupby("loss", observed=True)}

@@ -13,10 +13,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from harness.report.figures.base import Look, SuitePicture, drawing, grid, legend, log_axis, looks, plain, save, short
-from harness.report.figures.scores import dice_of, rows_of
+from harness.report.figures.scores import dice_of, means_of, rows_of
 from harness.report.frames import Frames, by_group
 from harness.report.palette import COLOURS, INK
-from harness.report.tables import of_measure, run_means, spread, spread_of
+from harness.report.tables import of_measure, over_classes, spread, spread_of
 
 TOGETHER = 14  # more losses than this are not all named
 LOG_FROM = 5.0
@@ -35,7 +35,7 @@ def cost_points(frames: Frames, group: str, model: str) -> pd.DataFrame:
     measure = dice_of(rows)
     if measure is None:
         return pd.DataFrame(columns=[*names, "front"])
-    means = run_means(of_measure(rows, measure))
+    means = over_classes(of_measure(means_of(frames, group, model), measure))
     scores = {str(x): spread(part) for x, part in means.groupby("loss", observed=True)}
     cells = frames.cells
     cells = cells[(cells["group"] == group) & (cells["model"] == model) & (cells["status"] == "ok")]

@@ -13,7 +13,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 from harness.errors import BenchError
 from harness.metrics.table import metric_of
@@ -21,6 +21,7 @@ from harness.report.figures.base import (
     MAX_ROWS,
     Look,
     SuitePicture,
+    alike,
     drawing,
     grid,
     left_out,
@@ -100,7 +101,7 @@ def validation_curves(frames: Frames, group: str, metric: str, folder: Path, nam
     column = _VAL + metric
     if column not in frames.curves:
         return None
-    measure = next((m for m in measures(frames.cases[frames.cases["group"] == group]) if m.metric == metric), None)
+    measure = next((m for m in measures(frames.of_group(group)) if m.metric == metric), None)
     kind, fraction = metric_of(metric)[0], metric_of(metric)[0].unit_kind == "fraction"
     title = measure.name if measure else kind.title
     label = measure.heading if measure else f"{title} (%)" if fraction else title
@@ -184,6 +185,7 @@ def _by_loss(
         pairs = [(look[m], parts[loss, m]) for m in models if (loss, m) in parts]
         logged |= curve_panel(ax, pairs, logged=kind.logged, small=True)
         ax.set_title(short(loss, 27), fontsize=7.5, fontweight="normal")
+    alike(axes)
     for ax in lowest(axes, across):
         ax.set_xlabel("epoch", fontsize=7.5)
     figure.supylabel(kind.label, fontsize=8.5)
@@ -226,6 +228,8 @@ def curve_panel(
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # names are no formulas here, so powers are none
         ax.yaxis.set_minor_formatter(NullFormatter())
+        if small:
+            ax.yaxis.set_minor_locator(NullLocator())  # marks without length or label, which take as long as others
     elif small:
         ax.yaxis.set_major_locator(MaxNLocator(3))
     ax.autoscale_view()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import sys
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
+from harness.processes import cores
 from harness.report.figures.base import Picture
 from harness.report.figures.cases import case_map, dice_distribution
 from harness.report.figures.classes import class_heatmap
@@ -19,7 +23,12 @@ from harness.report.frames import Frames, by_group
 from harness.report.palette import slug
 from harness.report.tables import measures, survey_metrics
 
-Makers = Iterable[tuple[str, Callable[[str], Picture | None]]]
+Maker = Callable[[str], Picture | None]
+Makers = Iterable[tuple[str, Maker]]
+Task = tuple[str, Maker, str]
+FROM_CELLS = 1000  # with fewer, starting processes costs about what it saves
+MAX_WORKERS = 8
+_tasks: Sequence[Task] = ()  # of the pool that is running
 
 
 def draw_all(
@@ -41,12 +50,32 @@ def draw_all(
         BenchError: The baseline is no loss of the suite.
     """
     taken: set[str] = set()
-    out: dict[str, list[Picture]] = {}
-    for section, makers in FIGURES.items():
-        if section in layout:
-            made = [make(slug(base, taken)) for base, make in makers(frames, folder, baseline)]
-            out[section] = [p for p in made if p is not None]
+    sections = [s for s in FIGURES if s in layout]
+    tasks = [(s, make, slug(base, taken)) for s in sections for base, make in FIGURES[s](frames, folder, baseline)]
+    out: dict[str, list[Picture]] = {s: [] for s in sections}
+    for (section, _, _), picture in zip(tasks, _drawn(tasks, len(frames.cells)), strict=True):
+        if picture is not None:
+            out[section].append(picture)
     return out
+
+
+def _drawn(tasks: Sequence[Task], cells: int) -> list[Picture | None]:
+    """The pictures, those of large suites by several processes, which share the frames as forks do."""
+    workers = min(cores(), MAX_WORKERS, len(tasks))
+    if cells < FROM_CELLS or workers < 2 or sys.platform != "linux":
+        return [make(name) for _, make, name in tasks]
+    global _tasks
+    _tasks = tasks
+    try:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+            return list(pool.map(_draw, range(len(tasks))))
+    finally:
+        _tasks = ()
+
+
+def _draw(index: int) -> Picture | None:
+    _, make, name = _tasks[index]
+    return make(name)
 
 
 def _pairs(frames: Frames) -> Iterable[tuple[str, str]]:

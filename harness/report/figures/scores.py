@@ -6,15 +6,21 @@ import pandas as pd
 
 from harness.metrics.table import PROFILES
 from harness.report.frames import Frames
-from harness.report.tables import Measure, apply_policy, measures, of_measure
+from harness.report.tables import Measure, all_class_means, apply_policy, measures, of_measure
 
 _RUN = ["class", "loss", "fold", "seed", "patient"]
 
 
 def rows_of(frames: Frames, group: str, model: str) -> pd.DataFrame:
     """The cases of one data set and model."""
-    cases = frames.cases
-    return cases[(cases["group"] == group) & (cases["model"] == model)]
+    found = frames.parts.get((group, model))
+    return frames.cases.iloc[:0] if found is None else found
+
+
+def means_of(frames: Frames, group: str, model: str) -> pd.DataFrame:
+    """The `class_means` of one data set and model."""
+    means = all_class_means(frames)
+    return means[(means["group"] == group) & (means["model"] == model)]
 
 
 def dice_of(rows: pd.DataFrame) -> Measure | None:

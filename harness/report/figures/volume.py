@@ -16,6 +16,7 @@ from harness.report.figures.base import (
     MAX_ROWS,
     Look,
     SuitePicture,
+    alike,
     drawing,
     grid,
     left_out,
@@ -122,12 +123,13 @@ def volume_effect(
     with drawing():
         size = (9.2 if across > 2 else 4.8, (1.2 if small else 1.75) * math.ceil(len(shown) / across) + 0.7)
         figure = Figure(figsize=size, layout="constrained")
-        for ax, (loss, part) in zip(
-            grid(figure, len(shown), across, sharex=True, sharey=True), parts.items(), strict=True
-        ):
+        axes = grid(figure, len(shown), across, sharex=True, sharey=True)
+        for ax, (loss, part) in zip(axes, parts.items(), strict=True):
             _panel(ax, part, look[loss], limit, dots=dots)
-            log_axis(ax, float(effects["volume"].min()), float(effects["volume"].max()), 3 if small else 4)
             ax.set_title(short(loss, 24), fontsize=7 if small else 8.5, fontweight="normal" if small else "bold")
+        alike(axes)
+        for ax in axes:
+            log_axis(ax, float(effects["volume"].min()), float(effects["volume"].max()), 3 if small else 4)
         figure.supxlabel("volume of the reference (voxels)", fontsize=8.5)
         figure.supylabel(f"difference to {what} (points of DSC)", fontsize=8.5)
         svg = save(figure, folder, name, title)

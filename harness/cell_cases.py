@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from harness.cell import Cell, Place
 from harness.data.batches import TrainSet
-from harness.data.fingerprint import resolved
+from harness.data.fingerprint import asks, resolved
 from harness.data.layouts import Reader, reader_of
 from harness.data.manifest import Manifest
 from harness.data.phantoms import data_root
@@ -28,6 +29,7 @@ class Cases:
         self._train: TrainSet | None = None
         self._labels = LabelList([])
         self._views: dict[str, dict[str, Any]] = {}
+        self._files: dict[str, Path] = {}
         self._facts: dict[str, Any] = {}
         self.fingerprint = ""
 
@@ -37,17 +39,25 @@ class Cases:
 
     def view(self, cell: Cell, manifest: Manifest) -> dict[str, Any]:
         """The cell's view with numbers in place of words that only its training cases can tell."""
-        key = repr((cell.manifest_path, cell.data["digest"], cell.data["train"], cell.data["view"]))
+        view, train = dict(cell.data["view"]), cell.data["train"]
+        if not asks(manifest, view):
+            return view
+        key = repr((cell.manifest_path, cell.data["digest"], cell.quick, train, view))
         if key not in self._views:
-            train = cell.data["train"]
-            reader = self.reader(manifest, train)
-            self._views[key] = resolved(manifest, reader, train, cell.data["view"], self._place.cache)
+            self._views[key] = resolved(manifest, self.reader(manifest, train), train, view, self._place.cache)
         return self._views[key]
 
     def load(self, cell: Cell, manifest: Manifest, names: list[str]) -> list[Prepared]:
         """Cases of a cell, preprocessed where the cache lacks them; their arrays stay on disk until they are used."""
         reader, view = self.reader(manifest, names), self.view(cell, manifest)
-        return [Stored(prepare(manifest, reader, name, view, self._place.cache), view) for name in names]
+        return [Stored(self._file(cell, manifest, reader, name, view), view) for name in names]
+
+    def _file(self, cell: Cell, manifest: Manifest, reader: Reader, name: str, view: dict[str, Any]) -> Path:
+        """The cached file of a case; its raw files are read through once in a process, to know their content."""
+        key = repr((cell.manifest_path, cell.data["digest"], cell.quick, name, view))
+        if key not in self._files or not self._files[key].is_file():
+            self._files[key] = prepare(manifest, reader, name, view, self._place.cache)
+        return self._files[key]
 
     def train_set(self, cell: Cell, manifest: Manifest) -> tuple[TrainSet, LabelList, dict[str, Any]]:
         """The training samples, their labels, and the facts of these; the last set is kept."""
@@ -57,7 +67,7 @@ class Cases:
             self._train = None
             cases = self.load(cell, manifest, cell.data["train"])
             self._labels = LabelList(cases)
-            self._facts = label_facts((c.label for c in cases), len(manifest.classes) + 1)
+            self._facts = label_facts((c.label for c in cases), manifest.num_classes)
             self.fingerprint = fingerprint(part for c in cases for part in (c.image, c.label))
             device = torch.device(self._place.device)
             self._train = TrainSet(cases, self.view(cell, manifest), cell.train["augment"], device)

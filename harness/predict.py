@@ -76,9 +76,10 @@ def predict_case(
         found = _probabilities(found) if scored else _labels(found)
     if case.geometry is None or not scored:
         label = found if "slices" in view else found[0]
-        return restore(label.cpu().numpy(), case.reference_shape, view, case.geometry)
+        return restore((label + case.first_class).cpu().numpy(), case.reference_shape, view, case.geometry)
     classes = found.movedim(1, 0) if "slices" in view else found[0]  # (K + 1, ...)
-    return restore_scores(lambda k: classes[k].cpu().numpy(), len(classes), view, case.geometry)
+    decided = restore_scores(lambda k: classes[k].cpu().numpy(), len(classes), view, case.geometry)
+    return decided + np.uint8(case.first_class)
 
 
 def _probabilities(logits: Tensor) -> Tensor:

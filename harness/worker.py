@@ -135,7 +135,7 @@ def _model(cell: Cell, manifest: Manifest, view: dict[str, Any]) -> torch.nn.Mod
         cell.model_source.target,
         cell.model["args"],
         in_channels=len(manifest.spec.modalities),
-        num_classes=len(manifest.classes) + 1,
+        num_classes=manifest.num_classes,
         spatial_dims=2 if flat else 3,
         size=list(view["slices" if flat else "patches"]["size"]),
         spacing=grid,
@@ -145,7 +145,7 @@ def _model(cell: Cell, manifest: Manifest, view: dict[str, Any]) -> torch.nn.Mod
 def _facts(cell: Cell, manifest: Manifest) -> dict[str, Any]:
     """What a loss may be told of the data set, but for what is counted in its labels."""
     return {
-        "num_classes": len(manifest.classes) + 1,
+        "num_classes": manifest.num_classes,
         "spatial_dims": 2 if "slices" in cell.data["view"] else 3,
         "ignore_index": 255,
         "has_ignored": manifest.spec.ignore is not None,
@@ -163,7 +163,7 @@ def _train(
 ) -> RunRecord:
     folder, device = cell.folder(place.out), torch.device(place.device)
     data, labels, counted = cases.train_set(cell, manifest)
-    classes = len(manifest.classes) + 1
+    classes = manifest.num_classes
     facts = {**_facts(cell, manifest), **counted}
     checked = certificates_of(cell.loss, place.cache / "checks", classes)
     _reset_peak(device)

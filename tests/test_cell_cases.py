@@ -94,6 +94,22 @@ def test_cases_stay_on_disk_and_bring_their_view(folder: Path) -> None:
     assert case.shape == (1, 24, 20, 18)  # 12 slices of 5 mm at 2.5 mm
 
 
+def test_raw_files_are_read_through_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import harness.cell_cases as module
+
+    (cell,) = _cells(folder, more="crop: nonzero")
+    cases, manifest = _open(folder, cell)
+    asked: list[str] = []
+    real = module.prepare
+    monkeypatch.setattr(module, "prepare", lambda *a: (asked.append(a[2]), real(*a))[1])
+    first = cases.load(cell, manifest, ["c0", "c1"])
+    assert [c.path for c in cases.load(cell, manifest, ["c1", "c0"])] == [c.path for c in reversed(first)]
+    assert asked == ["c0", "c1"]
+    first[1].path.unlink()
+    cases.load(cell, manifest, ["c0", "c1"])
+    assert asked == ["c0", "c1", "c1"] and first[1].path.is_file()  # what was removed is made again
+
+
 def test_the_training_set_is_the_same_without_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (cell,) = _cells(folder)
     sets = []

@@ -30,7 +30,7 @@ class Batch:
     spacing: Tensor
 
 
-def augmented(batch: Batch, how: dict[str, Any], generator: torch.Generator) -> Batch:
+def augmented(batch: Batch, how: dict[str, Any], generator: torch.Generator, outside: int = 0) -> Batch:
     """Transform images and labels together; then the values of the images.
 
     By default: rotate, scale, shift and flip; then gain and noise. Images are interpolated linearly, labels by the
@@ -40,7 +40,11 @@ def augmented(batch: Batch, how: dict[str, Any], generator: torch.Generator) -> 
         batch: The samples; they are left as they are.
         how: The resolved `train.augment` section; with `preset`, the recipe of that name.
         generator: Of this step, on the CPU.
+        outside: Label of what turns in from beyond the image: the background, or 255 where there is none.
     """
+    if outside:  # every transform brings in zeros
+        moved = augmented(Batch(batch.image, batch.target - outside, batch.spacing), how, generator)
+        return Batch(moved.image, moved.target + outside, moved.spacing)
     if how.get("preset") == "transunet":
         return transunet(batch, how, generator)
     if how.get("preset") == "nnunet":

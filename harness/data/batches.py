@@ -17,6 +17,7 @@ from harness.data.augment import Batch as Batch
 from harness.data.augment import augmented as augmented
 from harness.data.augment import onto
 from harness.data.augment_nnunet import Spatial, valued
+from harness.data.layouts import IGNORE
 from harness.data.samples import SliceStore, VolumeStore
 from harness.data.stored import Prepared
 from harness.seeds import seed_of
@@ -52,6 +53,7 @@ class TrainSet:
             self._volumes = VolumeStore(cases, device, limit)
             spacing = [c.grid_spacing for c in cases]
             self.samples, self.resident = len(self._volumes), self._volumes.resident
+        self._outside = IGNORE if any(c.first_class for c in cases) else 0
         self._spacing = torch.tensor(spacing, dtype=torch.float32, device=device)
         self._pass: tuple[int, Tensor] = (-1, torch.empty(0))
 
@@ -65,9 +67,9 @@ class TrainSet:
         """
         generator = _generator("augment", base, step)
         if self._patch is None:
-            return augmented(self._slices(step, size, base), self._augment, generator)
+            return augmented(self._slices(step, size, base), self._augment, generator, self._outside)
         if self._augment.get("preset") != "nnunet":
-            return augmented(self._patches(step, size, base), self._augment, generator)
+            return augmented(self._patches(step, size, base), self._augment, generator, self._outside)
         spatial = Spatial.drawn(self._patch["size"], size, generator)
         return valued(self._patches(step, size, base, spatial), self._augment, generator, flat=spatial.flat)
 

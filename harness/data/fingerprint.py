@@ -123,8 +123,8 @@ class Fingerprint:
     def _spacings(self) -> NDArray[np.float64]:
         if any(c.spacing is None for c in self.cases):
             raise BenchError(
-                "the spacing of these cases is unknown, and the view asks for it; leave `resample` away, or give a table "
-                "under `spacing` in the manifest."
+                "the spacing of these cases is unknown, and the view asks for it; leave `resample` away, or give a "
+                "table under `spacing` in the manifest."
             )
         return np.array([c.spacing for c in self.cases], np.float64)
 
@@ -167,8 +167,8 @@ def resolved(
 def resolve_view(manifest: Manifest, view: dict[str, Any], found: Fingerprint) -> dict[str, Any]:
     """Turn the words of a view into numbers.
 
-    `resample: {spacing: median | nnunet | mist}` becomes a spacing, `intensity: {foreground: ...}` becomes `standard`, and
-    `patches: {size: nnunet}` the patch of nnU-Net's plan for the median shape on that grid.
+    `resample: {spacing: median | nnunet | mist}` becomes a spacing, `intensity: {foreground: ...}` becomes `standard`,
+    and `patches: {size: nnunet}` the patch of nnU-Net's plan for the median shape on that grid.
     """
     out = dict(view)
     asked = view.get("resample", {}).get("spacing")
@@ -194,7 +194,7 @@ def _planned(manifest: Manifest, view: dict[str, Any], found: Fingerprint) -> tu
         spacing,
         len(found.cases),
         channels=len(manifest.spec.modalities),
-        classes=len(manifest.classes) + 1,
+        classes=manifest.num_classes,
     )
     return planned.patch
 
@@ -299,7 +299,7 @@ def _write(stream: Any, facts: CaseFacts) -> None:
 
 def _read(path: Path) -> CaseFacts:
     with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-        moments = arrays["moments"] if "moments" in arrays else None
+        moments = arrays.get("moments")
         channels = 0 if moments is None else len(moments)
         return CaseFacts(
             tuple(int(n) for n in arrays["shape"]),

@@ -63,6 +63,7 @@ class ManifestFile(Strict):
     labels: dict[str, int]
     drop: list[int] = Field(default_factory=list)
     ignore: int | None = None
+    background: bool = True  # false: every voxel has a class or is ignored, and a network has no output for 0
     regions: dict[str, list[str]] | None = None  # what is measured instead of the classes: unions of them
     dimensions: Literal[2, 3] = 3  # 2: a case is one image, and distances are in its plane
     spacing: Literal["header", "unknown"] | str | dict[str, Side] = "header"  # or mm (z, y, x) by case, or FILE.yaml
@@ -126,6 +127,8 @@ class ManifestFile(Strict):
     def _consistent(self) -> ManifestFile:
         if len(self.layout) != 1 or next(iter(self.layout)) not in LAYOUTS:
             raise ValueError(f"`layout` names one of {', '.join(LAYOUTS)}, found {', '.join(self.layout) or 'none'}")
+        if not self.background and self.dimensions == 3:
+            raise ValueError("`background: false` is for images, where every pixel has a class; add `dimensions: 2`")
         reserved = {*self.labels.values(), 0}
         if reserved & set(self.drop) or self.ignore in reserved:
             raise ValueError("a value in `drop` or `ignore` is also a label or the background")
@@ -164,6 +167,11 @@ class Manifest:
         return {name: i for i, name in enumerate(self.spec.labels, start=1)}
 
     @property
+    def num_classes(self) -> int:
+        """Outputs of a network: the classes, and the background where there is one."""
+        return len(self.spec.labels) + self.spec.background
+
+    @property
     def measured(self) -> dict[str, tuple[int, ...]]:
         """Name to indices of what is measured: the regions where there are some, else each class."""
         return members_of(self.classes, self.spec.regions)
@@ -197,6 +205,8 @@ class Manifest:
         # ids were made before there were these: they are named only where they are used
         if self.spec.dimensions == 3:
             del kept["dimensions"]
+        if self.spec.background:
+            del kept["background"]
         if isinstance(self.spec.cases, Found):
             kept["cases"] = "found"  # which ones enter by cell
         if self.spacings:

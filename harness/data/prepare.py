@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from harness.data.geometry import Geometry, on_grid
 from harness.data.intensity import Intensity
 from harness.data.intensity import normalise as normalise
-from harness.data.layouts import Reader, Volume
+from harness.data.layouts import IGNORE, Reader, Volume
 from harness.data.manifest import Manifest
 from harness.data.stored import Prepared as Prepared
 from harness.data.stored import Stored as Stored
@@ -56,6 +56,7 @@ def prepare(manifest: Manifest, reader: Reader, case: str, view: dict[str, Any],
     shaped = (
         _slices(there, image, view["slices"], case) if "slices" in view else _patches(there, image, view["patches"])
     )
+    label = shaped[1] if manifest.spec.background else _without_background(shaped[1], view, case)
     meta: dict[str, Any] = {
         "case": case,
         "grid_spacing": shaped[2],
@@ -65,13 +66,22 @@ def prepare(manifest: Manifest, reader: Reader, case: str, view: dict[str, Any],
     }
     if geometry is not None:
         meta["geometry"] = geometry.described()
+    if not manifest.spec.background:
+        meta["first_class"] = 1
 
     def save(stream: Any) -> None:
-        np.savez(stream, image=shaped[0], label=shaped[1], reference=volume.label, meta=np.array(json.dumps(meta)))
+        np.savez(stream, image=shaped[0], label=label, reference=volume.label, meta=np.array(json.dumps(meta)))
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, save)
     return path
+
+
+def _without_background(label: NDArray[np.uint8], view: dict[str, Any], case: str) -> NDArray[np.uint8]:
+    """Classes counted from 0, as the network has them; what has no class, such as padding, is ignored."""
+    if "crop" in view:
+        raise BenchError(f"case {case}: `crop` takes what lies outside for background, and this data set has none.")
+    return np.where(label == IGNORE, label, label - np.uint8(1))  # 0 - 1 is 255, ignored
 
 
 def intensity_of(manifest: Manifest, view: dict[str, Any]) -> Intensity:

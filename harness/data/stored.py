@@ -35,6 +35,7 @@ class Prepared:
         direction: Direction cosines, for writing masks.
         geometry: The way back to the original grid, where axes, extent or spacing were changed.
         view: The view with numbers in place of words, where it had words.
+        first_class: Class of the network's first output: 1 where the data set has no background.
     """
 
     case: str
@@ -47,6 +48,7 @@ class Prepared:
     direction: tuple[float, ...]
     geometry: Geometry | None = None
     view: dict[str, Any] | None = None
+    first_class: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -174,6 +176,7 @@ def _facts(meta: str) -> dict[str, Any]:
         "origin": origin,
         "direction": direction,
         "geometry": Geometry.of(found["geometry"]) if "geometry" in found else None,
+        "first_class": found.get("first_class", 0),
     }
 
 

@@ -183,9 +183,12 @@ def _sections(
     drawn = _charts(frames, [p for name in order for p in pictures.get(name, ())])
     middle: list[dict[str, Any]] = []
     cost: list[dict[str, Any]] = []
+    figures: dict[str, list[dict[str, Any]]] = {}
+    for name in sorted(order, key=lambda n: n == "qualitative"):  # slices are large, so they take what the rest leaves
+        figures[name], left = _figures(pictures.get(name, ()), left, drawn)
     for name in order:
         section: dict[str, Any] = {"name": name, "views": [v for v in views if v.layout == name]}
-        section["figures"], left = _figures(pictures.get(name, ()), left, drawn)
+        section["figures"] = figures[name]
         if name == "cost":
             cost = section["figures"]
         elif section["views"] or section["figures"] or name == "curves":

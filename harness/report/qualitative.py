@@ -179,8 +179,8 @@ def draw_ladder(
         title = f"From easier to harder cases of {plain(first.dataset)}, {plain(first.model)}"
         svg = save(figure, folder, name, title)
     caption = (
-        "Cases by their mean Dice over losses and runs, the easiest on top. Solid: the class as labelled (first column) "
-        f"or predicted. Dotted: reference. {rule}"
+        "Cases by their mean Dice over losses and runs, the easiest on top. Solid: the class as labelled (first "
+        f"column) or predicted. Dotted: reference. {rule}"
     )
     return SuitePicture(name, svg, title, caption.strip(), first.dataset, first.model)
 

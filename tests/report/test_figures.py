@@ -16,6 +16,7 @@ from harness.report.figures import (
     class_table,
     cost_points,
     curve_panel,
+    draw,
     draw_all,
     epoch_means,
     finished,
@@ -26,7 +27,7 @@ from harness.report.figures import (
     validation_metrics,
     volume_effects,
 )
-from harness.report.figures.base import looks, lowest, plain, short
+from harness.report.figures.base import alike, grid, looks, lowest, plain, short
 from harness.report.figures.cases import MAX_COLUMNS, merged
 from harness.report.figures.cells import behind_edges, nice, signed_edges
 from harness.report.figures.classes import best_of
@@ -425,3 +426,37 @@ def test_the_crop_holds_every_label_with_a_margin():
     assert crop(panel) == (slice(8, 24), slice(17, 48))
     empty = Panel("c", "d", "m", None, 0 * truth, {"dice": 0 * other}, {1: "liver"})
     assert crop(empty) == (slice(0, 40), slice(0, 50))
+
+
+def test_several_processes_draw_the_same_files(frame, tmp_path, monkeypatch):
+    for loss in ("dice", "ce"):
+        for seed in (1, 2):
+            frame.cell(loss, seed)
+            for i in range(4):
+                frame.case(loss, 0.5 + 0.01 * seed + 0.1 * i, seed=seed, patient=f"p{i}")
+    frames = prepare(*frame.frames)
+    alone = draw_all(frames, tmp_path / "alone", ["classes", "distributions", "cases"])
+    monkeypatch.setattr(draw, "FROM_CELLS", 0)
+    monkeypatch.setattr(draw, "cores", lambda: 2)
+    monkeypatch.setattr(draw.sys, "platform", "linux")
+    assert draw_all(frames, tmp_path / "many", ["classes", "distributions", "cases"]) == alone
+    files = sorted(p.name for p in (tmp_path / "alone").iterdir())
+    assert len(files) == 9 and files == sorted(p.name for p in (tmp_path / "many").iterdir())
+    for name in files:
+        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "many" / name).read_bytes()
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_panels_are_alike_as_if_they_shared_their_axis(scale):
+    ours, theirs = Figure(), Figure()
+    panels = [grid(ours, 3, 2, sharex=True), list(theirs.subplots(2, 2, sharex=True).flat[:3])]
+    for axes in panels:
+        for ax, x in zip(axes, ([2.0, 3.0], [5.0, 70.0], []), strict=True):
+            ax.plot(x, x)
+    alike(panels[0])
+    for axes in panels:
+        for ax in axes:
+            ax.set_xscale(scale)
+    limits = [[ax.get_xlim() for ax in axes] for axes in panels]
+    assert limits[0] == limits[1] and len(set(limits[0])) == 1
+    assert [ax.xaxis.get_tick_params()["labelbottom"] for ax in panels[0]] == [False, True, True]

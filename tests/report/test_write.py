@@ -199,7 +199,7 @@ def test_a_panel_without_voxels_holds_no_image(frame, tmp_path):
     assert "data:image" not in html
     assert "data:image" not in next((tmp_path / "figures").glob("slice*.svg")).read_text(encoding="utf-8")
     html = write_report("T", "", *frames, tmp_path, panels=[panel()]).read_text(encoding="utf-8")
-    assert html.count("data:image/png") == 3  # reference and one loss
+    assert html.count("data:image/png") == 5  # the viewer; reference and one loss, each whole and enlarged
 
 
 def test_a_panel_of_another_shape_is_refused():

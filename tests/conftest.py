@@ -96,3 +96,26 @@ def toy(tmp_path: Path) -> Toy:
     made = Toy(tmp_path)
     made.data()
     return made
+
+
+@pytest.fixture(scope="session")
+def found_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Empty files under the true names of the data sets whose cases are those that are found."""
+    folder = tmp_path_factory.mktemp("data")
+    for i in range(125):
+        case = f"A{i:08d}"
+        (folder / "NFBS_Dataset" / case).mkdir(parents=True)
+        for kind in ("T1w", "T1w_brainmask"):
+            (folder / "NFBS_Dataset" / case / f"sub-{case}_ses-NFB3_{kind}.nii.gz").touch()
+    for part, city, count in (
+        ("train", "aachen", 2975),
+        ("val", "frankfurt", 267),
+        ("val", "lindau", 59),
+        ("val", "munster", 174),
+    ):
+        for kind, end in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds")):
+            place = folder / "Cityscapes" / kind / part / city
+            place.mkdir(parents=True)
+            for i in range(count):
+                (place / f"{city}_{i:06d}_000019_{end}.png").touch()
+    return folder

@@ -66,7 +66,7 @@ def test_data_verify_names_every_fault(toy, capsys: pytest.CaptureFixture[str]) 
 def test_synapse_is_planned_without_its_data_and_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "synapse", "--out", str(tmp_path)]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "30 cells to run" in text and "syn3193805" in text
+    assert "60 cells to run" in text and "syn3193805" in text
     assert main(["run", "synapse", "--out", str(tmp_path), "--data", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     where = f"{tmp_path}/Synapse/RawData/Training/img/img0001.nii.gz"

@@ -78,8 +78,8 @@ def test_the_losses_of_the_suite_reference_are_valid(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "suites").glob("*.yaml")), ids=lambda p: p.stem)
 @pytest.mark.parametrize("quick", [False, True])
-def test_shipped_suites_are_valid(path: Path, quick: bool) -> None:
-    cells = load_suite(path, quick).cells
+def test_shipped_suites_are_valid(path: Path, quick: bool, found_data: Path) -> None:
+    cells = load_suite(path, quick, found_data).cells
     # what its U-Net does not give: attention maps, a latent of shape, maps of tokens
     planned = ["attention", "kl_shape_prior", "shape_alignment"] if path.stem == "catalogue" else []
     assert cells and [c.loss_label for c in cells if c.skip] == planned

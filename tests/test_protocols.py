@@ -182,29 +182,6 @@ PROTOCOLS["synapse_npz"] = PROTOCOLS["synapse"]
 PARTS = ["dice", "sobel_boundary", "attention", "kl_shape_prior", "hausdorff_dt", "shape_alignment"]
 
 
-@pytest.fixture(scope="session")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Empty files under the true names of the data sets whose cases are those that are found."""
-    folder = tmp_path_factory.mktemp("data")
-    for i in range(125):
-        case = f"A{i:08d}"
-        (folder / "NFBS_Dataset" / case).mkdir(parents=True)
-        for kind in ("T1w", "T1w_brainmask"):
-            (folder / "NFBS_Dataset" / case / f"sub-{case}_ses-NFB3_{kind}.nii.gz").touch()
-    for part, city, count in (
-        ("train", "aachen", 2975),
-        ("val", "frankfurt", 267),
-        ("val", "lindau", 59),
-        ("val", "munster", 174),
-    ):
-        for kind, end in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds")):
-            place = folder / "Cityscapes" / kind / part / city
-            place.mkdir(parents=True)
-            for i in range(count):
-                (place / f"{city}_{i:06d}_000019_{end}.png").touch()
-    return folder
-
-
 def _suite(name: str, root: Path) -> Suite:
     return load_suite(packed("suites") / f"{name}.yaml", root=root)
 
@@ -276,8 +253,8 @@ def _resolved(suite: Suite, key: str, like: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", sorted(PROTOCOLS))
-def test_a_suite_is_its_papers_protocol_or_says_where_not(name: str, root: Path) -> None:
-    suite = _suite(name, root)
+def test_a_suite_is_its_papers_protocol_or_says_where_not(name: str, found_data: Path) -> None:
+    suite = _suite(name, found_data)
     assert suite.spec.protocol is not None
     departures = suite.spec.protocol.departures
     differs = set()
@@ -292,8 +269,8 @@ def test_a_suite_is_its_papers_protocol_or_says_where_not(name: str, root: Path)
 
 
 @pytest.mark.parametrize("name", sorted({*PROTOCOLS, "shape_prior", "combos"}))
-def test_departures_have_reasons_and_stand_on_the_page(name: str, root: Path) -> None:
-    protocol = _suite(name, root).spec.protocol
+def test_departures_have_reasons_and_stand_on_the_page(name: str, found_data: Path) -> None:
+    protocol = _suite(name, found_data).spec.protocol
     assert protocol is not None and protocol.source
     said = [*protocol.departures.values(), *protocol.unstated.values(), *protocol.readings]
     assert said and all(len(text) > 4 and text.endswith(".") for text in said)
@@ -301,8 +278,8 @@ def test_departures_have_reasons_and_stand_on_the_page(name: str, root: Path) ->
     assert all(text in page for text in said)
 
 
-def test_every_combination_of_the_six_parts(root: Path) -> None:
-    cells = _suite("shape_prior", root).cells
+def test_every_combination_of_the_six_parts(found_data: Path) -> None:
+    cells = _suite("shape_prior", found_data).cells
     sets = {
         frozenset(t["loss"]["name"] for t in c.loss["sum"]) if "sum" in c.loss else frozenset([c.loss["name"]])
         for c in cells
@@ -310,8 +287,8 @@ def test_every_combination_of_the_six_parts(root: Path) -> None:
     assert len(sets) == 63 and set().union(*sets) == set(PARTS) and not any(c.skip for c in cells)
 
 
-def test_every_pair_of_two_kinds_of_loss(root: Path) -> None:
-    labels = _unique(_suite("combos", root).cells, lambda c: c.loss_label)
+def test_every_pair_of_two_kinds_of_loss(found_data: Path) -> None:
+    labels = _unique(_suite("combos", found_data).cells, lambda c: c.loss_label)
     assert len(labels) == 1 + 3 * 9 and len(set(labels)) == 28
 
 
@@ -327,7 +304,7 @@ def test_brats_merges_its_labels() -> None:
     assert merged == [[1, 2, 4], [1, 4], [4]] and len(manifest.spec.modalities) == 4
 
 
-def test_folds_hold_every_patient_once(root: Path) -> None:
+def test_folds_hold_every_patient_once(found_data: Path) -> None:
     for name, count in (("lits", 131), ("brats", 369)):
-        tests = [c.data["test"] for c in _suite(name, root).cells if c.loss_label == "dice_ce"]
+        tests = [c.data["test"] for c in _suite(name, found_data).cells if c.loss_label == "dice_ce"]
         assert len(tests) == 5 and len({case for part in tests for case in part}) == sum(map(len, tests)) == count

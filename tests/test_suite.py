@@ -389,7 +389,7 @@ def test_the_schemas_for_editors_are_current(name: str) -> None:
 GOLDEN = {
     "quickstart": "9993f740a88cc357",
     "hippocampus": "7d8520e6cf3d6391",
-    "synapse": "f7e56691b74b443d",
+    "synapse": "543ee045c8db7a2d",
     "catalogue": "2bb2d6afe5a3b5d4",
 }
 

@@ -263,7 +263,12 @@ def test_the_names_are_losses_and_arguments_of_ours_with_their_defaults():
 def test_the_comparison_is_written_as_html_csv_and_latex(frame, tmp_path):
     views = write_tables(prepare(*synapse(frame).frames), ["curves"], tmp_path, SYNAPSE)
     assert [v.layout for v in views] == ["published"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["published.csv", "published.html", "published.tex", "style.css"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "published.csv",
+        "published.html",
+        "published.tex",
+        "style.css",
+    ]
     back = pd.read_csv(tmp_path / "published.csv", keep_default_na=False, na_values={"measured": "", "difference": ""})
     assert back["published"].tolist() == views[0].frame["published"].tolist() and len(back) == 120
     assert back["measured"].tolist() == pytest.approx(views[0].frame["measured"].tolist(), nan_ok=True)

@@ -1,13 +1,22 @@
 """Thirds by object volume: the limits by hand, a planted effect on small objects alone, table and figure."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from harness.report.figures import size_effects
 from harness.report.frames import prepare
+from harness.report.latex import render
 from harness.report.sizes import compare_sizes, size_views, terciles
 from harness.report.verdicts import Ranking
+
+spec = importlib.util.spec_from_file_location("texcheck", Path(__file__).with_name("texcheck.py"))
+texcheck = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(texcheck)
+check = texcheck.check  # raises where LaTeX would stop
 
 
 def volumes(**by_class):
@@ -86,6 +95,7 @@ def test_a_gain_on_small_objects_alone_is_found_there_and_nowhere_else(frame):
     assert row.entries[1].value == pytest.approx(100 * (noise[1, :, :6] - noise[0, :, :6]).mean() + 20)
     assert row.entries[3].text == "better" and row.entries[4].value == 1
     assert "liver 67 and 123" in view.notes[0]
+    assert len(check(render([view]))) == 2 + 3 * (1 + 3)  # headings; a line and three losses for each third
     assert view.frame.query("size == 'small' and loss == 'b'")["tier"].tolist() == [1]
 
 

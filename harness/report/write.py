@@ -11,7 +11,7 @@ import pandas as pd
 from harness.errors import BenchError
 from harness.report import cross, page, sizes, verdict_tables, verdicts
 from harness.report.csvfile import write_csv
-from harness.report.figures import FIGURES, Picture, draw_all, size_effects
+from harness.report.figures import FIGURES, Picture, drawing_all, size_effects
 from harness.report.figures.scores import dice_of, patient_means, rows_of
 from harness.report.frames import NO_FOLD, Frames, prepare
 from harness.report.layouts import LAYOUTS as TABLES
@@ -87,29 +87,32 @@ def write_report(
     _clear(out, formats)
     drawn = [*FIGURES] if {"html", "latex"} & set(formats) else []
     baseline = ranking.baseline if ranking.baseline in set(frames.cases["loss"].unique()) else None
-    pictures = draw_all(frames, out / "figures", drawn, baseline=baseline)
-    pictures["qualitative"] = _panel_pictures(frames, panels if drawn else (), out / "figures")
-    views = write_tables(frames, ["survey_table", *layout], out / "tables", published, specs=specs, formats=formats)
-    compared = verdicts.compare(frames, ranking)
-    by_size = sizes.compare_sizes(frames, ranking)
-    pictures["sizes"] = _size_pictures(by_size if drawn else [], out / "figures")
-    for name, made in (
-        ("statistics", verdict_tables.statistics_views(compared)),
-        ("tiers", verdict_tables.tier_views(frames, ranking)),
-        ("sizes", sizes.size_views(by_size)),
-        ("cross", cross.cross_views(frames, ranking)),
-        ("variance", verdict_tables.variance_views(compared)),
-        ("sensitivity", verdict_tables.sensitivity_views(frames, ranking)),
-    ):
-        write_views(name, made, out / "tables", formats)
-        views += made
-    if "csv" in formats:
-        write_csv(leaderboard(frames), out / "leaderboard.csv")
-        write_csv(_raw(apply_policy(frames.cases)), out / "cases.csv")
-        if len(frames.cross):
-            write_csv(_raw(apply_policy(frames.cross)), out / "cross.csv")
-        write_csv(_raw(frames.curves), out / "curves.csv")
-        write_csv(_raw(frames.cells), out / "cells.csv")
+    with drawing_all(frames, out / "figures", drawn, baseline=baseline) as pictures_of:
+        views = write_tables(frames, ["survey_table", *layout], out / "tables", published, specs=specs, formats=formats)
+        compared = verdicts.compare(frames, ranking)
+        by_size = sizes.compare_sizes(frames, ranking)
+        for name, made in (
+            ("statistics", verdict_tables.statistics_views(compared)),
+            ("tiers", verdict_tables.tier_views(frames, ranking)),
+            ("sizes", sizes.size_views(by_size)),
+            ("cross", cross.cross_views(frames, ranking)),
+            ("variance", verdict_tables.variance_views(compared)),
+            ("sensitivity", verdict_tables.sensitivity_views(frames, ranking)),
+        ):
+            write_views(name, made, out / "tables", formats)
+            views += made
+        if "csv" in formats:
+            write_csv(leaderboard(frames), out / "leaderboard.csv")
+            write_csv(_raw(apply_policy(frames.cases)), out / "cases.csv")
+            if len(frames.cross):
+                write_csv(_raw(apply_policy(frames.cross)), out / "cross.csv")
+            write_csv(_raw(frames.curves), out / "curves.csv")
+            write_csv(_raw(frames.cells), out / "cells.csv")
+        others = {
+            "qualitative": _panel_pictures(frames, panels if drawn else (), out / "figures"),
+            "sizes": _size_pictures(by_size if drawn else [], out / "figures"),
+        }
+        pictures = pictures_of() | others
     if "html" not in formats:
         return out
     html = page.render(

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.data.layouts import Volume, reader_of
 from harness.data.intensity import Intensity
+from harness.data.layouts import Volume, reader_of
 from harness.data.manifest import load_manifest
 from harness.data.prepare import Prepared, load_prepared, normalise, prepare, restore
 from harness.errors import BenchError

@@ -30,7 +30,7 @@ from harness.report.palette import GRID, INK, THEMED, style_of
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 MAX_ROWS = 100  # losses that one figure shows as rows or panels
-MANY = 24  # panels; the sizes of text in the formats differ by too little to place so many three times
+MANY = 8  # panels; the sizes of text in the formats differ by too little to place so many three times
 MAX_PNG = 12_000  # pixels on the longer side
 _DPI = 200
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -49,26 +50,42 @@ def draw_all(
     Raises:
         BenchError: The baseline is no loss of the suite.
     """
+    with drawing_all(frames, folder, layout, baseline=baseline) as pictures:
+        return pictures()
+
+
+@contextmanager
+def drawing_all(
+    frames: Frames, folder: Path, layout: Sequence[str], *, baseline: str | None = None
+) -> Iterator[Callable[[], dict[str, list[Picture]]]]:
+    """As `draw_all`, but what is inside `with` goes on while other processes draw; the call waits for the pictures."""
     taken: set[str] = set()
     sections = [s for s in FIGURES if s in layout]
     tasks = [(s, make, slug(base, taken)) for s in sections for base, make in FIGURES[s](frames, folder, baseline)]
-    out: dict[str, list[Picture]] = {s: [] for s in sections}
-    for (section, _, _), picture in zip(tasks, _drawn(tasks, len(frames.cells)), strict=True):
-        if picture is not None:
-            out[section].append(picture)
-    return out
+
+    def sorted_in(made: Iterable[Picture | None]) -> dict[str, list[Picture]]:
+        out: dict[str, list[Picture]] = {s: [] for s in sections}
+        for (section, _, _), picture in zip(tasks, made, strict=True):
+            if picture is not None:
+                out[section].append(picture)
+        return out
+
+    with _drawn(tasks, len(frames.cells)) as made:
+        yield lambda: sorted_in(made)
 
 
-def _drawn(tasks: Sequence[Task], cells: int) -> list[Picture | None]:
+@contextmanager
+def _drawn(tasks: Sequence[Task], cells: int) -> Iterator[Iterable[Picture | None]]:
     """The pictures, those of large suites by several processes, which share the frames as forks do."""
     workers = min(cores(), MAX_WORKERS, len(tasks))
     if cells < FROM_CELLS or workers < 2 or sys.platform != "linux":
-        return [make(name) for _, make, name in tasks]
+        yield (make(name) for _, make, name in tasks)
+        return
     global _tasks
     _tasks = tasks
     try:
         with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
-            return list(pool.map(_draw, range(len(tasks))))
+            yield pool.map(_draw, range(len(tasks)))
     finally:
         _tasks = ()
 

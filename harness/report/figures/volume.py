@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from harness.errors import BenchError
 from harness.report.figures.base import (
-    MAX_ROWS,
     Look,
     SuitePicture,
     alike,
@@ -30,6 +29,7 @@ from harness.report.figures.scores import dice_of, patient_scores, rows_of
 from harness.report.frames import Frames
 from harness.report.palette import INK
 
+MAX_PANELS = 24  # more are too small to read; all are in cases.csv
 MAX_POINTS = 2500
 MAX_MEDIANS = 60
 LEAST = 7
@@ -111,7 +111,7 @@ def volume_effect(
     losses = [x for x in frames.losses if x in set(effects["loss"])]
     if len(losses) < (2 if baseline is None else 1):
         return None
-    shown, dots = losses[:MAX_ROWS], len(effects) <= MAX_POINTS
+    shown, dots = losses[:MAX_PANELS], len(effects) <= MAX_POINTS
     parts = {x: effects[effects["loss"] == x] for x in shown}
     sizes = np.abs(np.concatenate([_drawn(p, dots=dots) for p in parts.values()]))
     limit = max(float(np.quantile(sizes, 0.98)) * 1.1, 0.1) if len(sizes) else 1.0

@@ -3,13 +3,17 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test test-long check setup schema docs bench-overhead bench-losses bench-metrics clean
+.PHONY: quickstart test suites test-long check setup schema docs bench-overhead bench-losses bench-metrics clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/bench run suites/quickstart.yaml
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not suites"
+
+# Every published comparison end to end on a phantom of its data set, some minutes.
+suites: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_suites.py
 
 test-long: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest

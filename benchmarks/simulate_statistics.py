@@ -171,6 +171,21 @@ def both(replicates: int, seed: int) -> list[tuple[str, ...]]:
     return rows
 
 
+def few(replicates: int, seed: int) -> list[tuple[str, ...]]:
+    """Few patients, one fold: the worst comparison and the worst family over run and loss × patient SD."""
+    rows = []
+    for k, (losses, seeds) in enumerate(((2, 5), (6, 3), (6, 5), (6, 10), (12, 10))):
+        cells = []
+        for patients in (2, 3, 4, 5, 6, 8):
+            found = []
+            for n, (r, p) in enumerate(itertools.product((0.0, 0.005, 0.010), (0.010, 0.020, 0.050))):
+                rng = np.random.default_rng([seed, 8000 + k, patients, n])
+                found.append(measure(Setting(losses, seeds, patients, 1, r, p), replicates, rng))
+            cells.append(f"{100 * max(e.worst for e in found):.1f} / {100 * max(e.family for e in found):.1f}")
+        rows.append((str(losses), str(seeds), *cells))
+    return rows
+
+
 def unequal(replicates: int, seed: int) -> list[tuple[str, ...]]:
     """False positives where the losses differ in how far they vary; the worst comparison of five."""
     truths: list[tuple[str, tuple[float, ...], tuple[float, ...]]] = [
@@ -331,6 +346,12 @@ def main() -> None:
         "Folds and seeds, 30 patients, run and loss × patient SD 0 to 0.02, with and without overlap; per cent.",
         ("losses", "folds", "seeds", "false positives", "after Holm"),
         both(n, args.seed),
+    )
+    show(
+        console,
+        "Few patients, one fold, loss × patient SD up to 0.05: worst comparison / after Holm; per cent.",
+        ("losses", "seeds", *(f"{n} patients" for n in (2, 3, 4, 5, 6, 8))),
+        few(n, args.seed),
     )
     show(
         console,

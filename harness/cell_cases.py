@@ -62,7 +62,7 @@ class Cases:
     def train_set(self, cell: Cell, manifest: Manifest) -> tuple[TrainSet, LabelList, dict[str, Any]]:
         """The training samples, their labels, and the facts of these; the last set is kept."""
         parts = (cell.data["digest"], cell.data["train"], cell.data["view"], cell.train["augment"])
-        key = repr((cell.manifest_path, *parts))
+        key = repr((cell.manifest_path, cell.quick, *parts))
         if self._train is None or key != self._key:
             self._train = None
             cases = self.load(cell, manifest, cell.data["train"])

@@ -17,6 +17,8 @@ from harness import __version__
 from harness.errors import BenchError
 from harness.listing import LISTS
 from harness.processes import writable
+from harness.ranking.arguments import add_arguments as add_rank_arguments
+from harness.sharing.arguments import records_arguments
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
         help="show slices of the images whatever their licence, in reports/SUITE/with-images, for your own eyes",
     )
     report.set_defaults(verb=_report)
+    ranking = verbs.add_parser("rank", help="say where a loss stands among the measured losses of a suite")
+    add_rank_arguments(ranking, _root())
+    ranking.set_defaults(verb=_rank)
     listing = verbs.add_parser("list", help="list losses, models, metrics, profiles, engines, data sets or suites")
     listing.add_argument("kind", choices=tuple(LISTS))
     listing.add_argument("--json", action="store_true", help="print as JSON")
@@ -91,6 +96,11 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="print the certificates as JSON")
     check.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="keeps what a loss prepares once")
     check.set_defaults(verb=_check)
+    new = verbs.add_parser("new", help="write a file to start from: a loss of your own")
+    new.add_argument("kind", choices=("loss",))
+    new.add_argument("name", metavar="NAME", help="my_loss writes my_loss.py with the class MyLoss, here")
+    new.add_argument("--json", action="store_true", help="print file and class as JSON")
+    new.set_defaults(verb=_new)
     landscape = verbs.add_parser("landscape", help="show how losses answer to a prediction that gets worse, untrained")
     landscape.add_argument(
         "losses", nargs="+", metavar="LOSS", help="a name, file.py:Class, 'name: {argument: value}', all"
@@ -101,6 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     landscape.set_defaults(verb=_landscape)
     _score_parser(verbs.add_parser("score", help="measure predictions made elsewhere against their references"))
+    records = verbs.add_parser("records", help="pack records to pass them on, take in or merge those of others")
+    records_arguments(records, _root(), _records)
     data = verbs.add_parser("data", help="show a data set: licence, how to obtain it, what is missing")
     data.add_argument("manifest", help="name of a manifest, or a file")
     data.add_argument("--data", type=Path, default=_root(), metavar="DIR", help="folder of data sets (or BENCH_DATA)")
@@ -160,11 +172,10 @@ def _root() -> Path | None:
 
 
 def _load(args: argparse.Namespace) -> list[tuple[Suite, list[Entry]]]:
-    from harness.plan import make_plan
-    from harness.suite import load_suite
+    from harness.api import load_suite, plan
 
     suites = [load_suite(path, args.quick, args.data) for path in args.suites]
-    return [(s, make_plan(s, _outs(args), args.reports, args.only)) for s in suites]
+    return [(s, plan(s, out=_outs(args), reports=args.reports, only=args.only)) for s in suites]
 
 
 def _outs(args: argparse.Namespace) -> list[Path]:
@@ -198,19 +209,17 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _work(todo: list[Entry], place: Place, args: argparse.Namespace, console: Console) -> None:
-    from dataclasses import replace
+    from harness.launch import run_entries
 
-    from harness.processes import cores
-    from harness.runner import check_data, run_cells
-
-    check_data([e.cell for e in todo], place.root)
-    for folder in (place.out, args.reports):
-        writable(folder)
-    place = replace(place, device=_device(args.device))
-    if args.workers is not None and args.workers < 1:
-        raise BenchError(f"--workers {args.workers}: expected at least 1.")
-    workers = args.workers or (1 if place.device != "cpu" else cores())
-    run_cells(todo, place, workers, console, args.fail_fast)
+    run_entries(
+        todo,
+        place,
+        reports=args.reports,
+        device=args.device,
+        workers=args.workers,
+        fail_fast=args.fail_fast,
+        console=console,
+    )
 
 
 def _finish(planned: list[tuple[Suite, list[Entry]]], place: Place, args: argparse.Namespace, console: Console) -> int:
@@ -362,11 +371,24 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
+def _rank(args: argparse.Namespace) -> int:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from harness.ranking.command import rank_command
+
+    return rank_command(args)
+
+
 def _check(args: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from harness.check.command import run_check
 
     return run_check(args.losses, args.json, args.out / "cache")
+
+
+def _new(args: argparse.Namespace) -> int:
+    from harness.new_loss import new_loss_command
+
+    return new_loss_command(args.name, args.json)
 
 
 def _landscape(args: argparse.Namespace) -> int:
@@ -387,6 +409,12 @@ def _score(args: argparse.Namespace) -> int:
     return run_score(Request(**given))
 
 
+def _records(args: argparse.Namespace) -> int:
+    from harness.sharing.command import records_command
+
+    return records_command(args)
+
+
 def _list(args: argparse.Namespace) -> int:
     rows = LISTS[args.kind]()
     if args.json:
@@ -401,31 +429,9 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _data(args: argparse.Namespace) -> int:
-    from harness.data.verify import data_command
+    from harness.data.command import data_command
 
     return data_command(args)
-
-
-def _device(asked: str) -> str:
-    """The device to run on; torch is asked only where a GPU's driver is present."""
-    if asked == "cpu":
-        return "cpu"
-    present = any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg"))
-    if not present and asked == "auto":
-        return "cpu"
-    import torch
-
-    available = torch.cuda.is_available()
-    if asked == "auto":
-        return "cuda:0" if available else "cpu"
-    if not asked.startswith("cuda"):
-        raise BenchError(f"--device {asked}: expected auto, cpu, cuda or cuda:N.")
-    index = asked.partition(":")[2] or "0"
-    if not available or not index.isdigit() or int(index) >= torch.cuda.device_count():
-        raise BenchError(
-            f"--device {asked}: torch sees {torch.cuda.device_count() if available else 0} CUDA devices here."
-        )
-    return f"cuda:{index}"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,8 +14,6 @@ from harness.losses import LOSSES
 from harness.losses.needs import FACTS, check_needs
 from harness.resolve import Found, locate
 from harness.yamlfile import KeyPath, YamlFile, nearest
-
-SCHEDULES = ("linear", "cosine", "step", "switch")
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def label_of(choice: Choice, among: Sequence[Choice] | None = None) -> str:
     short = re.split(r"[.:]", choice.name)[-1]
     rivals = [c for c in among or () if re.split(r"[.:]", c.name)[-1] == short]
     keys = list(choice.args) if among is None else [k for k in choice.args if _differs(k, rivals)]
-    inner = ", ".join(f"{k}={_short(choice.args[k])}" for k in keys)
+    inner = ", ".join(f"{k}={printed(choice.args[k])}" for k in keys)
     return f"{short}({inner})" if inner else short
 
 
@@ -99,7 +98,7 @@ def expand_losses(entries: list[Any], rule: dict[str, Any] | None, file: YamlFil
     for i, (name, choices) in enumerate(expanded):
         for choice in choices:
             if rule is not None and name not in excepted and choice.label not in excepted:
-                choice = _with(choice, rule, file)
+                choice = with_rule(choice, rule, file)
             if any(choice.spec == other.spec for other in out):
                 raise file.error(("losses", i), f"the loss {choice.label!r} stands here a second time; keep one.")
             out.append(choice)
@@ -211,6 +210,8 @@ def _pairs(args: Any, file: YamlFile, where: KeyPath) -> Iterator[LossChoice]:
     ]
     for one, other in itertools.combinations(groups, 2):
         for a, b in itertools.product(one, other):
+            if a.spec == b.spec:
+                raise file.error(where, f"the loss {a.label!r} stands in two groups; keep one.")
             yield _joined([(a, 1.0), (b, 1.0)])
 
 
@@ -220,7 +221,7 @@ def _excepted(rule: dict[str, Any] | None, known: set[str], file: YamlFile) -> s
     names = rule.get("except", [])
     if not isinstance(names, list):
         raise file.error(("with", "except"), "expected a list of losses.")
-    if not isinstance(rule.get("varied"), (int, float)):
+    if not _finite(rule.get("varied")):
         raise file.error(("with", "varied"), "expected the weight of the varied loss, such as {varied: 0.5, ce: 0.5}.")
     for i, name in enumerate(names):
         if str(name) not in known:
@@ -228,8 +229,12 @@ def _excepted(rule: dict[str, Any] | None, known: set[str], file: YamlFile) -> s
     return {str(n) for n in names}
 
 
-def _with(choice: LossChoice, rule: dict[str, Any], file: YamlFile) -> LossChoice:
-    """Eq. 37 of Azad et al.: total = varied · L + the other terms; the label stays that of the varied loss."""
+def with_rule(choice: LossChoice, rule: dict[str, Any], file: YamlFile) -> LossChoice:
+    """Eq. 37 of Azad et al.: total = varied · L + the other terms; the label stays that of the varied loss.
+
+    Raises:
+        BenchError: With file and line: a loss or a weight of the rule cannot be read.
+    """
     parts: list[tuple[LossChoice, Any]] = [(choice, float(rule["varied"]))]
     for name, weight in rule.items():
         if name not in ("varied", "except"):
@@ -240,26 +245,41 @@ def _with(choice: LossChoice, rule: dict[str, Any], file: YamlFile) -> LossChoic
 
 
 def _weight(value: Any, file: YamlFile, where: KeyPath) -> Any:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if _finite(value):
         return float(value)
-    if isinstance(value, dict) and len(value) == 1:
-        kind, args = next(iter(value.items()))
-        if kind in ("linear", "cosine") and _numbers(args, 2):
-            return {kind: [float(a) for a in args]}
-        wanted = {"step": {"every", "from", "to"}, "switch": {"at", "from", "to"}}.get(str(kind))
-        if wanted and isinstance(args, dict) and set(args) == wanted and _numbers(list(args.values()), 3):
-            if kind == "step" and args["every"] <= 0:
-                raise file.error(where, "a step schedule needs `every` above 0.")
-            return {kind: {k: float(v) for k, v in args.items()}}
-    raise file.error(
-        where,
-        "expected a number, {linear: [a, b]}, {cosine: [a, b]}, {step: {every: h, from: a, to: b}} "
-        "or {switch: {at: share, from: a, to: b}}.",
-    )
+    found = _schedule(value)
+    if found is None:
+        raise file.error(
+            where,
+            "expected a number, {linear: [a, b]}, {cosine: [a, b]}, {step: {every: h, from: a, to: b}} "
+            "or {switch: {at: share, from: a, to: b}}.",
+        )
+    if found.get("step", {"every": 1})["every"] <= 0:
+        raise file.error(where, "a step schedule needs `every` above 0.")
+    if not 0 <= found.get("switch", {"at": 0})["at"] <= 1:
+        raise file.error(where, "a switch needs `at` from 0 to 1, a share of the training.")
+    return found
+
+
+def _schedule(value: Any) -> dict[str, Any] | None:
+    """A schedule with its numbers as floats; None for anything else."""
+    if not isinstance(value, dict) or len(value) != 1:
+        return None
+    kind, args = next(iter(value.items()))
+    if kind in ("linear", "cosine") and _numbers(args, 2):
+        return {kind: [float(a) for a in args]}
+    wanted = {"step": {"every", "from", "to"}, "switch": {"at", "from", "to"}}.get(str(kind))
+    if wanted and isinstance(args, dict) and set(args) == wanted and _numbers(list(args.values()), 3):
+        return {kind: {k: float(v) for k, v in args.items()}}
+    return None
 
 
 def _numbers(values: Any, n: int) -> bool:
-    return isinstance(values, list) and len(values) == n and all(isinstance(v, (int, float)) for v in values)
+    return isinstance(values, list) and len(values) == n and all(_finite(v) for v in values)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _weight_label(weight: Any) -> str:
@@ -288,7 +308,12 @@ def _json(value: Any) -> bool:
     return value is None or isinstance(value, (str, int, bool))
 
 
-def _short(value: Any) -> str:
+def printed(value: Any) -> str:
+    """An argument as labels show it: numbers with six digits, a schedule as the weight of a sum is shown."""
     if isinstance(value, list):
-        return "[" + ",".join(_short(v) for v in value) + "]"
+        return "[" + ",".join(printed(v) for v in value) + "]"
+    if isinstance(value, dict):
+        if _schedule(value):
+            return _weight_label(value).removesuffix("·")  # reads the same as the weight of a sum
+        return "{" + ", ".join(f"{k}: {printed(v)}" for k, v in value.items()) + "}"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -26,6 +26,7 @@ NIFTI = (".nii.gz", ".nii")
 META = (".mha", ".mhd")
 NRRD = (".nrrd", ".nhdr")
 PICTURES = (".png", ".tif", ".tiff", ".bmp")  # their resolution is that of a printer, not of a patient
+JPEG = (".jpg", ".jpeg")  # for images only: its pixels are near those that were written, labels must be exact
 ENDINGS = (*NIFTI, *META, *NRRD, *PICTURES)
 
 
@@ -108,6 +109,20 @@ def nifti_header(path: Path) -> Any:
         raise ValueError(str(error)) from None
 
 
+def stored_type(header: Any) -> np.dtype[Any]:
+    """The type of a NIfTI's numbers.
+
+    Raises:
+        ValueError: Its code is none that there is.
+    """
+    code = int(header["datatype"])
+    try:
+        found: np.dtype[Any] = header.get_data_dtype()
+    except KeyError:
+        raise ValueError(f"the header states the type of numbers {code}, which does not exist") from None
+    return found
+
+
 def read_nifti(path: Path) -> NDArray[Any]:
     """The numbers of a NIfTI as stored (without scale factor), in the reverse order of its axes.
 
@@ -119,7 +134,7 @@ def read_nifti(path: Path) -> NDArray[Any]:
     shape = tuple(int(n) for n in header.get_data_shape())
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
-    values = np.empty(math.prod(shape), header.get_data_dtype())
+    values = np.empty(math.prod(shape), stored_type(header))
     room = values.view(np.uint8).data
     with _open(path) as stream:
         stream.seek(max(int(header.get_data_offset()), int(header["sizeof_hdr"])))
@@ -163,6 +178,18 @@ def check_bmp(path: Path) -> None:
         raise EOFError(f"{path.stat().st_size} of {stated_size} bytes are there")
 
 
+def check_jpeg(path: Path) -> None:
+    """Refuse a JPEG that ends too early: ITK makes up the rest.
+
+    Raises:
+        OSError: It does, or is none.
+    """
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        picture.load()
+
+
 def has_palette(path: Path) -> bool:
     """Whether a PNG stores indices into a palette, as label pictures often do."""
     if ending_of(path) != ".png":
@@ -182,6 +209,11 @@ def readable(path: Path) -> Iterator[None]:
     except PermissionError:
         raise BenchError(
             f"{path}: permission denied; give this user the right to read the file and to enter its folders."
+        ) from None
+    except MemoryError:
+        raise BenchError(
+            f"{path}: its header states a size that does not fit into memory; it is damaged, or too large for this "
+            "machine."
         ) from None
     except (OSError, EOFError, ValueError, RuntimeError, zlib.error) as error:
         lines = [t.strip() for t in str(error).splitlines() if t.strip()]

@@ -19,7 +19,7 @@ from harness.errors import BenchError
 from harness.metrics.table import metric_of
 from harness.panels import panels
 from harness.plan import Entry
-from harness.results import NOTICE, about_of, folder_of, notes_of
+from harness.results import NOTICE, STAMP, about_of, folder_of, notes_of
 from harness.rows import frames
 from harness.store import Home
 from harness.suite import Suite
@@ -185,7 +185,7 @@ def _check_name(name: str, planned: Planned, reports: Path) -> None:
         raise BenchError(
             f"--merge {name!r}: expected letters, digits, '.', '_' and '-', beginning with one of the first."
         )
-    if name in [s.name for s, _ in planned] or (reports / name / "records").exists():
+    if name in [s.name for s, _ in planned] or any((reports / name / x).exists() for x in ("records", STAMP)):
         raise BenchError(f"--merge {name}: {reports / name} is the report of a suite; choose another name.")
 
 

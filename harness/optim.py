@@ -31,7 +31,7 @@ def make_optimizer(
     for parameter in (p for p in model.parameters() if p.requires_grad):
         by_factor.setdefault((factors or {}).get(parameter, 1.0), []).append(parameter)
     groups += [{"params": by_factor[f], "lr": f * float(args["lr"])} for f in sorted(by_factor) if f != 1]
-    for rate, own in _learning(loss, float(args["lr"])):
+    for rate, own in learning_groups(loss, float(args["lr"])):
         groups.append({"params": own, "lr": rate, "weight_decay": 0.0})
     makers: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     optimizer: torch.optim.Optimizer = makers[name](groups, **args)
@@ -40,14 +40,14 @@ def make_optimizer(
     return optimizer
 
 
-def _learning(loss: nn.Module, inherited: float) -> Iterator[tuple[float, list[nn.Parameter]]]:
+def learning_groups(loss: nn.Module, inherited: float) -> Iterator[tuple[float, list[nn.Parameter]]]:
     """Parameters of a loss and of its parts, each with the rate of the nearest module around it that names one."""
     rate = float(getattr(loss, "lr", inherited))
     own = [p for p in loss.parameters(recurse=False) if p.requires_grad]
     if own:
         yield rate, own
     for part in loss.children():
-        yield from _learning(part, rate)
+        yield from learning_groups(part, rate)
 
 
 class Schedule:

@@ -55,8 +55,8 @@ def panels(
         shown = [e for e in ours if (e.cell.model_label, e.cell.seed, e.cell.data["fold"], e.cell.data["view"]) == same]
         voxels = images or manifest.phantom or manifest.spec.figures == "images"
         try:
-            for case, why in chosen(cases, ours, first.model_label, first.data["test"]):
-                found.append(_panel(manifest, shown, case, why, place, voxels=voxels))
+            picked = chosen(cases, ours, first.model_label, first.data["test"])
+            found += [_panel(manifest, shown, case, why, place, voxels=voxels) for case, why in picked]  # all or none
         except (BenchError, OSError, RuntimeError) as error:
             notes.append(
                 f"No qualitative panels of {manifest.name}: its masks or its labels are not at hand ({error})."
@@ -101,6 +101,8 @@ def _panel(manifest: Manifest, entries: Sequence[Entry], case: str, why: str, pl
         if not path.is_file():
             raise FileNotFoundError(path.name)
         mask = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+        if mask.shape != volume.label.shape:
+            raise BenchError(f"{path} has {mask.shape} voxels, its label {volume.label.shape}")
         predictions[entry.cell.loss_label] = np.moveaxis(mask, axis, 0)[index]
     return Panel(
         case=f"{case}, slice {index}, {why}",

@@ -38,8 +38,8 @@ def predict_case(
         batch: Slices or windows per forward pass.
         device: Where the network is.
         precision: "float32" or "bf16".
-        keep_logits: Called once with the logits of the whole case on the network's grid and on its device, float32:
-            (S, K + 1, h, w) of slices, (1, K + 1, z, y, x) of a volume.
+        keep_logits: Called once with the logits of the whole case on the network's grid and on its device, of the type
+            that the network gives: (S, K + 1, h, w) of slices, (1, K + 1, z, y, x) of a volume.
 
     Returns:
         (z, y, x) uint8 on the original grid; class indices 0..K.
@@ -55,9 +55,9 @@ def predict_case(
         return out
 
     if "slices" in view:
-        whole = keep_logits is not None
-        kept = (lambda x: x) if whole else _probabilities if scored else _labels
-        found = torch.cat([kept(logits(part)) for part in torch.split(image, batch)])
+        whole = scored or keep_logits is not None
+        parts = (logits(part) for part in torch.split(image, batch))
+        found = torch.cat([part if whole else _labels(part) for part in parts])
     else:
         from monai.inferers import sliding_window_inference
 
@@ -72,19 +72,19 @@ def predict_case(
         )
     if keep_logits is not None:
         keep_logits(found)
-    if whole:
-        found = _probabilities(found) if scored else _labels(found)
     if case.geometry is None or not scored:
-        label = found if "slices" in view else found[0]
+        label = _labels(found) if whole else found
+        label = label if "slices" in view else label[0]
         return restore((label + case.first_class).cpu().numpy(), case.reference_shape, view, case.geometry)
     classes = found.movedim(1, 0) if "slices" in view else found[0]  # (K + 1, ...)
-    decided = restore_scores(lambda k: classes[k].cpu().numpy(), len(classes), view, case.geometry)
+    decided = restore_scores(_probability(classes), len(classes), view, case.geometry)
     return decided + np.uint8(case.first_class)
 
 
-def _probabilities(logits: Tensor) -> Tensor:
-    """Softmax in float32: (B, C, *S)."""
-    return torch.softmax(logits.float(), dim=1)
+def _probability(logits: Tensor) -> Callable[[int], NDArray[np.float32]]:
+    """The softmax of logits (C, ...), one class at a time: a CT of 14 classes has no room for all beside its logits."""
+    total = torch.cat([part.float().logsumexp(0) for part in torch.split(logits, 1, dim=1)])
+    return lambda k: (logits[k].float() - total).exp().cpu().numpy()
 
 
 def _labels(logits: Tensor) -> Tensor:

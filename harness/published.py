@@ -57,7 +57,7 @@ class PublishedTable(Strict):
 
     Attributes:
         title: Paper and number.
-        data: Data set in the file ("" where it has no such column) → our manifest.
+        data: Data set in the file ("" where it has no such column) → our manifest, or several of the same data.
         models: Model in the file → our model.
         metrics: Metric in the file → our metric.
         classes: Class or task in the file → our class; "*" is the only one; one that is not named has its own name.
@@ -70,7 +70,7 @@ class PublishedTable(Strict):
     """
 
     title: str
-    data: dict[str, str]
+    data: dict[str, str | list[str]]
     models: dict[str, str]
     metrics: dict[str, str]
     classes: dict[str, str] = Field(default_factory=dict)

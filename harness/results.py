@@ -25,7 +25,8 @@ from harness.suite_losses import refusal
 if TYPE_CHECKING:
     from harness.report import Panel
 
-_STAMP = "report.json"
+STAMP = "report.json"
+"""Beside the page of a suite: what it rests on."""
 WITH_IMAGES = "with-images"
 NOTICE = (
     "Made with --with-images: it shows slices of images that their licence may not allow to pass on. It is for your "
@@ -61,7 +62,7 @@ def report_suite(
     stamp = _inputs(suite, entries)
     page = out / "index.html"
     try:
-        known = json.loads((out / _STAMP).read_text(encoding="utf-8"))["inputs"]
+        known = json.loads((out / STAMP).read_text(encoding="utf-8"))["inputs"]
     except (OSError, ValueError, KeyError):
         known = ""
     if page.is_file() and known == stamp and not force and not images:
@@ -94,9 +95,9 @@ def report_suite(
         notice=NOTICE if images else "",
     )
     if images or set(formats) != set(FORMATS):
-        (out / _STAMP).unlink(missing_ok=True)  # `bench run` then writes the whole
+        (out / STAMP).unlink(missing_ok=True)  # `bench run` then writes the whole
         return page, True
-    write_atomic(out / _STAMP, lambda stream: stream.write(json.dumps({"inputs": stamp}).encode() + b"\n"))
+    write_atomic(out / STAMP, lambda stream: stream.write(json.dumps({"inputs": stamp}).encode() + b"\n"))
     return page, True
 
 
@@ -229,6 +230,9 @@ def about_of(suite: Suite, entries: Sequence[Entry], notes: Sequence[str]) -> di
 def _inputs(suite: Suite, entries: Sequence[Entry]) -> str:
     """Digest of what the report rests on."""
     total = hashlib.sha256(f"{__version__}\n{suite.name}\n{suite.text}".encode())
+    for manifest in suite.manifests.values():  # no id holds what the page says of the data, and whether it shows any
+        said = manifest.spec.model_dump(mode="json", include={"title", "licence", "attribution", "obtain", "figures"})
+        total.update(json.dumps(said, sort_keys=True).encode())
     for entry in entries:
         total.update(f"{entry.cell.eval_id} {entry.state}\n".encode())
         if entry.folder is not None:

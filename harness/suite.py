@@ -134,6 +134,12 @@ def _cells_of(
             raise file.error(
                 ("select",), f"{spec.select!r} needs validation cases, and split {entry.split!r} has none."
             )
+        present = len(manifest.parts(entry.split, fold).train)
+        if not quick and spec.train.cases != "all" and spec.train.cases > present:
+            raise file.error(
+                ("train", "cases"),
+                f"{spec.train.cases} of {present} training cases of {manifest.name}; expected fewer.",
+            )
     _check_dimensions(spec, file, entry, where, manifest)
     losses = expand_losses(spec.losses, spec.with_, file)
     seeds = list(range(spec.seeds)) if isinstance(spec.seeds, int) else spec.seeds
@@ -179,7 +185,10 @@ def _models(spec: SuiteFile, file: YamlFile, key: tuple[str, ...]) -> list[Model
                 raise file.error((*where, bad) if bad else where, wrong)
             init, path = _init(spec, choice.args, file, where)
             fixed = Choice(choice.name, place.normalised(wanted))
-            found.append((fixed, SourceInfo(place.target, place.version, place.digest), init, path))
+            one = (fixed, SourceInfo(place.target, place.version, place.digest), init, path)
+            if any((fixed, one[1], init) == other[:3] for other in found):
+                raise file.error(where, f"the model {label_of(fixed)!r} stands here a second time; keep one.")
+            found.append(one)
     named = [Choice(c.name, c.args | ({"init": Path(p).stem} if p else {})) for c, _, _, p in found]
     return [ModelChoice(*f[:2], label_of(n, named), *f[2:]) for f, n in zip(found, named, strict=True)]
 
@@ -191,6 +200,8 @@ def _init(
     given, key = spec.train.init, ("train", "init")
     if "init" in args:
         key = (*where, "init")
+        if args["init"] is not None and not isinstance(args["init"], dict):
+            raise file.error(key, "expected {checkpoint: FILE}, or null for random weights.")
         try:
             given = None if args["init"] is None else Init.model_validate(args["init"])
         except ValidationError as error:
@@ -298,7 +309,7 @@ def _check_unique(cells: list[Cell], file: YamlFile) -> None:
     for cell in cells:
         place = (cell.dataset, cell.data["split"], cell.data["fold"], cell.model_label, cell.loss_label, cell.seed)
         if seen.setdefault(cell.train_id, cell) is not cell:
-            raise file.error(("losses",), f"{cell.title} stands in the grid twice; keep one.")
+            raise file.error(("data",), f"{cell.title} stands in the grid twice; keep one.")
         if seen.setdefault(place, cell) is not cell:
             raise file.error((), f"two cells would both be called {cell.title}; put them into suites of their own.")
 
@@ -308,6 +319,9 @@ def _check_dimensions(
 ) -> None:
     """Refuse what cannot be done with images, or with volumes."""
     dims = manifest.spec.dimensions
+    sides = 2 if entry.slices else 3
+    if isinstance(spec.quick.size, list) and len(spec.quick.size) < sides:
+        raise file.error(("quick", "size"), f"expected one number or {sides}, found {len(spec.quick.size)}.")
     if dims == 2 and (entry.slices is None or entry.slices.axis != 0):
         key = "patches" if entry.slices is None else "slices"
         raise file.error((*where, key), f"{manifest.name} is a 2D data set; give `slices: {{size: [h, w]}}`, axis 0.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -19,6 +19,15 @@ Positive = Annotated[int, Field(gt=0)]
 # Checked by hand, for a sentence that names the nearest; the editor's schema knows the names all the same.
 ProfileName = Annotated[str, Field(json_schema_extra={"enum": list(PROFILES)})]
 EngineName = Annotated[str, Field(json_schema_extra={"enum": list(ENGINES)})]
+
+
+def _once(what: str, values: list[int]) -> list[int]:
+    """A list of numbers without a repetition, and not empty."""
+    if not values:
+        raise ValueError(f"the list is empty; give at least one {what}")
+    if twice := [n for n in values if values.count(n) > 1]:
+        raise ValueError(f"the {what} {twice[0]} stands here a second time; keep one")
+    return values
 
 
 class Slices(Strict):
@@ -62,6 +71,11 @@ class DataEntry(Strict):
         if (self.slices is None) == (self.patches is None):
             raise ValueError("give either `slices: {size: [h, w]}` (2D) or `patches: {size: [d, h, w]}` (3D)")
         return self
+
+    @field_validator("folds")
+    @classmethod
+    def _folds(cls, value: str | list[int] | None) -> str | list[int] | None:
+        return _once("fold", value) if isinstance(value, list) else value
 
     def view(self) -> dict[str, Any]:
         """What of this decides the arrays; keys that came later stand in it only where they say something."""
@@ -122,6 +136,19 @@ class Train(Strict):
     init: Init | None = None
     deep_supervision: bool | None = None  # by default where the model gives logits at lower resolutions
 
+    @field_validator("augment", mode="before")
+    @classmethod
+    def _preset(cls, value: Any) -> Any:
+        """Say what is wrong with a preset, instead of with the ranges that cannot stand beside it."""
+        if isinstance(value, dict) and "preset" in value:
+            known = get_args(PresetAugment.model_fields["preset"].annotation)
+            if value["preset"] not in known:
+                near = nearest(str(value["preset"]), known)
+                raise ValueError(f"unknown preset {value['preset']!r}{near}; known: {', '.join(known)}")
+            if beside := [str(k) for k in value if k not in PresetAugment.model_fields]:
+                raise ValueError(f"a preset takes `flip` and nothing else beside it, found {', '.join(beside)}")
+        return value
+
     @field_validator("optimizer")
     @classmethod
     def _one(cls, value: dict[str, dict[str, float | bool]]) -> dict[str, dict[str, float | bool]]:
@@ -137,7 +164,11 @@ class Train(Strict):
             if key not in allowed[name]:
                 known = ", ".join(sorted(allowed[name]))
                 raise ValueError(f"{name} has no argument {key!r}{nearest(key, allowed[name])}; it has: {known}")
-        if not isinstance(args.get("lr"), (int, float)) or args["lr"] <= 0:
+        for key, given in args.items():
+            if (key == "nesterov") != isinstance(given, bool) or given < 0:
+                wanted = "true or false" if key == "nesterov" else "a number from 0"
+                raise ValueError(f"{name}: {key} is {wanted}, found {given}")
+        if args.get("lr", 0) <= 0:
             raise ValueError(f"{name} needs a learning rate `lr` above 0")
         if args.get("nesterov") and not args.get("momentum"):
             raise ValueError("nesterov needs a momentum above 0")
@@ -241,6 +272,18 @@ class SuiteFile(Strict):
     protocol: Protocol | None = None
     quick: Quick = Quick()
     timeout: float | None = Field(default=None, gt=0)
+
+    @field_validator("data")
+    @classmethod
+    def _data(cls, value: DataEntry | list[DataEntry]) -> DataEntry | list[DataEntry]:
+        if value == []:
+            raise ValueError("the list is empty; give at least one data set")
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, value: int | list[int]) -> int | list[int]:
+        return _once("seed", value) if isinstance(value, list) else value
 
     @field_validator("select")
     @classmethod

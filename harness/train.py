@@ -164,6 +164,7 @@ class Trainer:
 
         Raises:
             Stopped: `hooks.stop` said so; the checkpoint holds everything.
+            BenchError: The best epoch is wanted, and no epoch has a value to go by.
         """
         if not self._resume():
             self.progress.fingerprints = {"init": digest(self.model), "batches": self._fingerprint()}
@@ -179,6 +180,11 @@ class Trainer:
             self._end_epoch(epoch)
         if state.best_weights is not None:
             self.model.load_state_dict(state.best_weights)
+        elif self.cell.train["select"] != "last" and not state.diverged:
+            raise BenchError(
+                f"select: {self.cell.train['select']}: the validation cases gave no value in any epoch, so no epoch is "
+                "the best; take other validation cases, or `select: last`."
+            )
         state.seconds = self._before + time.monotonic() - self._began
         return state
 
@@ -283,6 +289,7 @@ class Trainer:
         now = time.monotonic()
         if stop or now - self._saved > CHECKPOINT_SECONDS:
             self.progress.seconds = self._before + now - self._began
+            self.progress.targets += self.targets.read()
             self._save()
             self._saved = time.monotonic()
             self.progress.aside += self._saved - now

@@ -156,6 +156,10 @@ def test_a_name_that_is_taken_or_no_name_and_one_suite_alone_are_refused(folder:
     place, reports = Place(folder / "runs", None), folder / "reports"
     with pytest.raises(BenchError, match="is the report of a suite; choose another name"):
         report_merged("a", planned, place, reports)
+    (reports / "page").mkdir(parents=True)
+    (reports / "page/report.json").write_text("{}")
+    with pytest.raises(BenchError, match="is the report of a suite"):
+        report_merged("page", planned, place, reports)
     (reports / "kept/records").mkdir(parents=True)
     with pytest.raises(BenchError, match="is the report of a suite"):
         report_merged("kept", planned, place, reports)

@@ -16,6 +16,7 @@ from harness.cli import main
 from harness.panels import PICKS, chosen, panels
 from harness.plan import Entry, make_plan
 from harness.records import CASE_COLUMNS, RunRecord, write_rows
+from harness.results import report_suite
 from harness.rows import frames
 from harness.suite import Suite, load_suite
 
@@ -119,6 +120,29 @@ def test_the_slice_with_most_labels_and_its_masks_without_voxels_unless_allowed(
     allowed = load_suite(folder / "suite.yaml")
     assert allowed.cells[0].train_id == suite.cells[0].train_id  # a licence changes no id
     assert all(p.image is not None for p in panels(allowed, plan(allowed, folder), place, cases)[0])
+
+
+def test_a_mask_that_does_not_fit_its_label_leaves_all_panels_out_with_a_note(spots: tuple[Suite, Path]) -> None:
+    suite, folder = spots
+    entries, place = plan(suite, folder), Place(folder / "runs", folder)
+    path = suite.cells[0].eval_folder(folder / "runs") / "masks/c3.nii.gz"  # the last of the four
+    sitk.WriteImage(sitk.GetImageFromArray(np.zeros((2, 28, 30), np.uint8)), str(path))
+    shown, notes = panels(suite, entries, place, frames(entries).cases)
+    assert shown == [] and len(notes) == 1
+    assert str(path) in notes[0] and "(2, 28, 30)" in notes[0] and "(4, 28, 30)" in notes[0]
+
+
+def test_a_page_is_made_anew_when_the_manifest_says_something_else_of_the_images(spots: tuple[Suite, Path]) -> None:
+    suite, folder = spots
+    place = Place(folder / "runs", folder)
+    made = [report_suite(suite, plan(suite, folder), place, folder / "reports")[1] for _ in range(2)]
+    assert made == [True, False]
+    (folder / "spots.yaml").write_text(MANIFEST.replace("layout:", "figures: images\nlayout:"))
+    allowed = load_suite(folder / "suite.yaml")
+    page, anew = report_suite(allowed, plan(allowed, folder), place, folder / "reports")
+    assert anew and "data:image/png" in page.read_text(encoding="utf-8")
+    page, anew = report_suite(suite, plan(suite, folder), place, folder / "reports")
+    assert anew and "data:image/png" not in page.read_text(encoding="utf-8")
 
 
 def test_of_a_photograph_the_luminance_is_shown() -> None:

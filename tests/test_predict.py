@@ -8,7 +8,9 @@ import pytest
 import torch
 from scipy import ndimage
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from harness.data.geometry import Geometry
 from harness.data.layouts import Volume
 from harness.data.prepare import Prepared, load_prepared, prepare
 from harness.models.output import Output
@@ -164,6 +166,54 @@ def test_the_label_of_the_case_is_not_looked_at(tmp_path: Any) -> None:
     case.reference[...] = 0
     found = predict_case(ByIntensity(2), case, view, batch=3, device=CPU, precision="float32")
     assert np.array_equal(found, label)
+
+
+class _Large(TorchDispatchMode):
+    """Counts the blocks of memory with at least so many numbers that operations make."""
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        self.numbers = numbers
+        self.held: list[Tensor] = []  # kept, so that no address is given out twice
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for one in out if isinstance(out, (list, tuple)) else [out]:
+            if isinstance(one, Tensor) and one.untyped_storage().nbytes() >= self.numbers * one.element_size():
+                self.held.append(one)
+        return out
+
+    @property
+    def blocks(self) -> int:
+        return len({one.untyped_storage().data_ptr() for one in self.held})
+
+
+@pytest.mark.parametrize("view", [_slices([24, 20]), _patches([8, 12, 10])], ids=["slices", "patches"])
+def test_of_a_resampled_case_only_the_logits_are_held_whole(tmp_path: Any, view: dict[str, Any]) -> None:
+    """Classes go back one by one; the result is that of the whole softmax."""
+    flat = "slices" in view
+    case = _prepared(tmp_path, _volume((8, 24, 20)), view)
+    inner = (10, 31, 22)
+    shape = (8, 24, 20)
+    geometry = Geometry((0, 1, 2), (False,) * 3, inner, tuple((0, n) for n in inner), shape)
+    case = replace(case, geometry=geometry, reference=np.zeros(inner, np.uint8))
+    torch.manual_seed(0)
+    conv = (nn.Conv2d if flat else nn.Conv3d)(1, 14, 3, padding=1)
+
+    class Net(nn.Module):
+        def forward(self, image: Tensor) -> Output:
+            return Output(8 * conv(image))
+
+    kept: list[Tensor] = []
+    about: dict[str, Any] = {"batch": 1, "device": CPU, "precision": "float32"}
+    with _Large(14 * 8 * 24 * 20) as large:
+        found = predict_case(Net(), case, view, **about)
+    assert large.blocks == 1
+    assert np.array_equal(predict_case(Net(), case, view, **about, keep_logits=kept.append), found)
+    scores = torch.softmax(kept[0], 1)
+    scores = scores.movedim(1, 0) if flat else scores[0]
+    expected = geometry.decide(lambda k: scores[k].numpy(), 14)
+    assert (found == expected).mean() > 0.999 and len(np.unique(found)) > 5
 
 
 @pytest.mark.parametrize(("said", "axis_last"), [(True, True), (False, False), (None, False)])

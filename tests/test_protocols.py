@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from harness.cell import Cell
+from harness.data.intensity import Intensity
 from harness.data.manifest import load_manifest, packed
 from harness.suite import Suite, load_suite
 
@@ -30,6 +31,10 @@ AZAD: dict[str, Any] = {
     "train.momentum": 0.9,
     "train.weight_decay": 1e-4,
     "train.schedule": "poly",
+    "train.clip": None,
+    "train.cases": "all",
+    "select": "last",
+    "profile": "voxel-max",
 }
 SIX = ["dice", "focal", "tversky", "focal_tversky", "jaccard", "lovasz"]
 CELAYA: dict[str, Any] = {
@@ -39,6 +44,14 @@ CELAYA: dict[str, Any] = {
     "train.epochs": 1000,
     "train.steps": 250,
     "train.augment": {"preset": "nnunet", "flip": True},
+    "train.precision": "float32",
+    "train.schedule": "constant",
+    "train.clip": None,
+    "train.cases": "all",
+    "train.weight_decay": 0.0,
+    "select": "last",
+    "profile": "voxel-max",
+    "with": None,
     "seeds": [42],
     "folds": 5,
     "models": ["nnunet"],
@@ -62,6 +75,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "metrics": ["dice", "hd95"],
         "data.train": 18,
         "data.test": SYNAPSE_TEST,
+        "intensity": [{"window": [-125.0, 275.0]}],
         "view": [{"slices": {"size": [224, 224], "fit": "resize", "axis": 0}}],
         "train.augment": {"preset": "transunet", "flip": True},
         "args.tversky": [(0.2, 0.8)],
@@ -75,6 +89,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "metrics": ["dice", "hd95"],
         "data.train": 18,
         "data.test": SYNAPSE_TEST,
+        "intensity": [{"window": [-125.0, 275.0]}],
         "view": [{"slices": {"size": [224, 224], "fit": "resize", "axis": 0}}],
         "train.augment": {"preset": "transunet", "flip": True},
         "args.tversky": ONE_MINUS,
@@ -87,6 +102,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "models": ["unet", "transunet"],
         "metrics": ["miou"],
         "data.train": 2975,
+        "intensity": [{"window": [0.0, 255.0]}],
         "data.test": 500,
         "view": [{"slices": {"size": [512, 512], "fit": "resize", "axis": 0}}],
         "train.augment": {"rotate": 20, "flip": True},
@@ -120,13 +136,19 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "data.test": 25,
         "view": [{"slices": {"size": [256, 256], "fit": "pad", "axis": 0}}],
         "train.augment": {},
+        "train.precision": "float32",
+        "train.clip": None,
+        "train.weight_decay": 0.0,
+        "intensity": [{"zscore": "volume"}],
+        "select": "last",
+        "profile": "voxel-max",
     },
     "lits": CELAYA
     | {
         "losses": ["dice", "dice_ce", "generalized_dice", "hausdorff_one_sided", "boundary", "gsl"],
         "view": [LITS_VIEW],
         "cases": {"lits": 131},
-        "mixture": LINEAR,
+        "mixtures": [LINEAR],
         "args.gsl": ["linear"],
         "args.dice": [True],  # eq. 3 squares the denominator
     },
@@ -135,7 +157,8 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "losses": ["dice", "dice_ce", "generalized_dice", "hausdorff_one_sided", "boundary", "gsl"],
         "view": [BRATS_VIEW],
         "cases": {"brats2020": 369},
-        "mixture": LINEAR,
+        "intensity": [{"zscore": "nonzero"}],
+        "mixtures": [LINEAR],
         "args.gsl": ["linear"],
         "args.dice": [True],
     },
@@ -158,6 +181,18 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "view": [LITS_VIEW, BRATS_VIEW],
         "cases": {"lits": 131, "brats2020": 369},
         "args.gsl": ["linear"] * 10,
+        "variants": [  # section 4: the region loss, the power of eq. 17, weights by surface or none, the 1-norm
+            {},
+            {"region": "dice"},
+            {"region": "generalized_dice", "region_args": {"weights": "simple"}},
+            {"region": "ce"},
+            {"region": "focal"},
+            {"power": 0.5},
+            {"power": 2.0},
+            {"weights": "surface"},
+            {"weights": "none"},
+            {"norm": 1},
+        ],
     },
     "acdc": {
         "losses": ["dice", "ce", "dice_ce", "tversky", "boundary", "boundary_dou"],
@@ -171,6 +206,13 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "train.weight_decay": 1e-4,
         "train.schedule": "poly",
         "train.augment": {"preset": "transunet", "flip": True},
+        "train.precision": "float32",
+        "train.clip": None,
+        "with": None,
+        "select": "best:dice@val",
+        "profile": "voxel-max",
+        "mixtures": [LINEAR, [0.5, 0.5]],
+        "intensity": [{"percentiles": [0.5, 99.5]}],
         "seeds": 1,
         "data.train": 140,
         "data.val": [f"patient{n:03d}_{t}" for n in ACDC_VAL for t in ("ED", "ES")],
@@ -178,7 +220,8 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "view": [{"slices": {"size": [224, 224], "fit": "resize", "axis": 0}}],
     },
 }
-PROTOCOLS["synapse_npz"] = PROTOCOLS["synapse"]
+# TransUNet's files hold what the window leaves, scaled to [0, 1]
+PROTOCOLS["synapse_npz"] = PROTOCOLS["synapse"] | {"intensity": [{"window": [0.0, 1.0]}]}
 PARTS = ["dice", "sobel_boundary", "attention", "kl_shape_prior", "hausdorff_dt", "shape_alignment"]
 
 
@@ -193,6 +236,10 @@ def _plain(loss: dict[str, Any]) -> dict[str, Any]:
     names = [term["loss"]["name"] for term in loss["sum"]]
     found: dict[str, Any] = loss["sum"][0 if names[1] == "ce" else 1]["loss"]
     return found
+
+
+def _set(intensity: Intensity) -> dict[str, Any]:
+    return {k: v for k, v in intensity.model_dump(mode="json").items() if v is not None}
 
 
 def _unique(cells: tuple[Cell, ...], what: Callable[[Cell], Any]) -> list[Any]:
@@ -241,13 +288,17 @@ def _resolved(suite: Suite, key: str, like: Any) -> Any:
         "folds": lambda: len(_unique(cells, lambda c: c.data["fold"])),
         "view": lambda: _unique(cells, lambda c: c.data["view"]),
         "cases": lambda: {m.name: len(m.cases) for m in suite.manifests.values()},
-        "mixture": lambda: next(
-            [t["weight"] for t in c.loss["sum"]] for c in cells if "sum" in c.loss and "boundary" in c.loss_label
+        "mixtures": lambda: _unique(
+            tuple(c for c in cells if "sum" in c.loss), lambda c: [t["weight"] for t in c.loss["sum"]]
         ),
+        "select": lambda: spec.select,
+        "profile": lambda: spec.profile,
+        "intensity": lambda: [_set(m.spec.intensity) for m in suite.manifests.values()],
+        "variants": lambda: [x["args"] for x in _unique(cells, lambda c: c.loss)],
         "train.optimizer": lambda: optimizer,
         "train.lr": lambda: rates["lr"],
         "train.momentum": lambda: rates["momentum"],
-        "train.weight_decay": lambda: rates["weight_decay"],
+        "train.weight_decay": lambda: rates.get("weight_decay", 0.0),
     }
     return simple[key]() if key in simple else train[key.removeprefix("train.")]
 

@@ -1,12 +1,15 @@
 """Suites: the grid, identities that hold still, and mistakes named with file, line and the nearest right name."""
 
 import hashlib
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
+from harness import suite_file
 from harness.cell import Cell
 from harness.data.manifest import packed
 from harness.errors import BenchError
@@ -73,6 +76,16 @@ def test_a_sum_keeps_weights_and_schedules(tmp_path: Path) -> None:
     spec = suite(tmp_path, BASE.replace("[dice, ce]", entry).replace(", baseline: dice", "")).cells[0].loss
     assert [t["weight"] for t in spec["sum"]] == [{"linear": [1.0, 0.0]}, 0.5]
     assert spec["sum"][1]["loss"]["args"] == {"fn_weight": 0.7}
+
+
+def test_schedules_among_arguments_read_like_weights(tmp_path: Path) -> None:
+    step = "{step: {every: 5, from: 1, to: 0}}"
+    assert labels(tmp_path, f"[gsl: {{alpha: {{sweep: [linear, {{cosine: [1, 0.1]}}, {step}]}}}}]") == [
+        "gsl(alpha=linear)", "gsl(alpha=cosine(1→0.1))", "gsl(alpha=step(1→0, every 5))",
+    ]  # fmt: skip
+    assert labels(tmp_path, "[gsl, gsl: {region: generalized_dice, region_args: {weights: simple}}]")[1] == (
+        "gsl(region=generalized_dice, region_args={weights: simple})"
+    )
 
 
 def test_subsets_are_an_ablation_grid(tmp_path: Path) -> None:
@@ -280,59 +293,6 @@ def test_seeds_never_depend_on_the_loss(tmp_path: Path) -> None:
     assert all(len(bases) == 1 for bases in by_seed.values()) and by_seed[0] != by_seed[1]
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "words"),
-    [
-        ("[dice, ce]", "[dise, ce]", "toy.yaml:4: losses[0]: unknown loss (did you mean 'dice'?)"),
-        ("[dice, ce]", "[tversky: {fn_wieght: 1}]", "toy.yaml:4: losses[0].tversky.fn_wieght: unknown argument 'fn_wieght' (did you mean 'fn_weight'?)"),
-        ("[dice, ce]", "[dice, dice]", "the loss 'dice' stands here a second time"),
-        ("[dice, ce]", "[focal: {gamma: .nan}]", "toy.yaml:4: losses[0].focal.gamma"),
-        ("[dice, ce]", "[sum: [{loss: dice, weight: {linaer: [1, 0]}}]]", "toy.yaml:4: losses[0].sum[0].weight: expected a number, {linear"),
-        ("[dice, ce]", "[sum: [{los: dice}]]", "losses[0].sum[0]: expected {loss"),
-        ("[dice, ce]", "[focal: {gamma: {sweep: []}}]", "losses[0].focal.gamma.sweep"),
-        ("[dice, ce]", "[]", "toy.yaml:4: losses"),
-        ("manifest: phantom", "manifest: fantom", "toy.yaml:2: data.manifest: no data manifest 'fantom' (did you mean 'phantom'?)"),
-        ("split: default", "split: defualt", "has no split 'defualt' (did you mean 'default'?)"),
-        ("split: default", "split: kfold4, folds: [4]", "split 'kfold4' has folds 0 to 3, fold 4 was asked for"),
-        ("split: default", "split: default, folds: all", "has no folds"),
-        ("unet: {width: 4}", "unett", "toy.yaml:3: models[0]: unknown model (did you mean 'unet'?)"),
-        ("unet: {width: 4}", "unet: {widht: 4}", "toy.yaml:3: models[0].unet.widht: unknown argument 'widht' (did you mean 'width'?)"),
-        ("epochs: 1", "epocs: 1", "toy.yaml:6: train.epocs: unknown key (did you mean 'epochs'?)"),
-        ("epochs: 1", "epochs: 0", "toy.yaml:6: train.epochs"),
-        ("sgd: {lr: 1e-2}", "sgd: {learning_rate: 1}", "toy.yaml:6: train.optimizer: sgd has no argument 'learning_rate'; it has: lr, momentum, nesterov, weight_decay."),
-        ("sgd: {lr: 1e-2}", "sdg: {lr: 1}", "toy.yaml:6: train.optimizer"),
-        ("baseline: dice", "baseline: dicee", "toy.yaml:7: rank.baseline: 'dicee' is not one of the suite's losses (did you mean 'dice'?)"),
-        ("by: [dice]", "by: [hd59]", "'hd59' is not among the suite's metrics"),
-        ("seeds: 2", "seeds: 2\nmetrics: [dcie]", "toy.yaml:6: metrics[0]: unknown metric"),
-        ("seeds: 2", "seeds: 2\nselect: best:dice@test", "never selected on the test set"),
-        ("seeds: 2", "seeds: 2\nselect: best:dice@val", "needs validation cases, and split 'default' has none"),
-        ("seeds: 2", "sedes: 2", "toy.yaml:5: sedes: unknown key (did you mean 'seeds'?)"),
-        ("slices: {size: [64, 64]}", "slices: {size: [64, 64]}, patches: {size: [8, 8, 8]}", "give either `slices"),
-        ("seeds: 2", "with: {varied: 0.5, ce: 0.5, except: [dicee]}", "with.except[0]: 'dicee' is not one of the losses (did you mean 'dice'?)"),
-        ("sgd: {lr: 1e-2}", "sgd: {lr: 1e-2, nesterov: true}", "nesterov needs a momentum"),
-        ("seeds: 2", "seeds: 2\nmetrics: [dice, nsd]", "toy.yaml:6: metrics[1]: metric 'nsd' needs a tolerance"),
-        ("seeds: 2", "seeds: 2\nmetrics: [dice, hd95@2]", "toy.yaml:6: metrics[1]: metric 'hd95@2': hd95 takes no parameter"),
-        ("seeds: 2", "seeds: 2\nmetrics: [dice, nsd@2, nsd@2.0]", "toy.yaml:6: metrics[2]: the metric 'nsd@2' stands here a second time"),
-        ("seeds: 2", "seeds: 2\nmetrics: [dice, boundary_iou]", "toy.yaml:6: metrics[1]: 'boundary_iou' is for 2D data sets, and phantom has volumes"),
-        ("seeds: 2", "seeds: 2\nmetrics: [dice, assd]\nprofile: transunet", "toy.yaml:6: metrics[1]: metric 'assd' is in none of the profiles asked for"),
-        ("seeds: 2", "seeds: 2\nprofile: voxel-mox", "toy.yaml:6: profile: unknown profile (did you mean 'voxel-max'?) 'voxel-mox'"),
-        ("seeds: 2", "seeds: 2\nprofile: [area, aria]", "toy.yaml:6: profile[1]: unknown profile (did you mean 'area'?)"),
-        ("seeds: 2", "seeds: 2\nprofile: [area, area]", "toy.yaml:6: profile[1]: the profile 'area' stands here a second time"),
-        ("seeds: 2", "seeds: 2\nprofile: []", "toy.yaml:6: profile: the list is empty"),
-        ("seeds: 2", "seeds: 2\nengine: point", "toy.yaml:6: engine: unknown engine (did you mean 'points'?) 'point'"),
-        ("seeds: 2", "seeds: 2\nmetrics: [dice, tp]\nselect: best:tp@val", "toy.yaml:7: select: 'tp' is a count of voxels"),
-        ("seeds: 2", "seeds: 2\nselect: best:nsd@2@val", "toy.yaml:6: select: 'nsd@2' is not among the suite's metrics"),
-        ("suite: toy", "suite: ..", "toy.yaml:1: suite"),
-        ("suite: toy", "suite: toy: [", "toy.yaml:1: not valid YAML"),
-    ],
-)  # fmt: skip
-def test_mistakes_name_file_line_and_key(tmp_path: Path, old: str, new: str, words: str) -> None:
-    assert old in BASE
-    with pytest.raises(BenchError) as error:
-        suite(tmp_path, BASE.replace(old, new, 1))
-    assert words in str(error.value) and "\n" not in str(error.value)
-
-
 def test_a_loss_file_is_read_and_not_run(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "raise SystemExit('this file was run')\nclass Mine:\n    version = 2\n    def forward(self, logits, target): ...\n"
@@ -392,6 +352,31 @@ GOLDEN = {
     "synapse": "543ee045c8db7a2d",
     "catalogue": "2bb2d6afe5a3b5d4",
 }
+
+
+def _literals(kind: Any) -> set[str]:
+    """The words that an annotation lists."""
+    inner = get_args(kind)
+    if get_origin(kind) is Literal:
+        return {word for word in inner if isinstance(word, str)}
+    return set().union(*map(_literals, inner))
+
+
+RESERVED = {"labels", "tune"}  # they take one value so far
+PARTS = ("SuiteFile", "DataEntry", "Slices", "Patches", "Resample", "Augment", "PresetAugment", "Init", "Train", "Rank",
+         "Report", "Protocol", "Quick")  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_reference_names_every_key_and_word(part: str) -> None:
+    pages = packed("suites").parent / "docs"
+    text = "".join((pages / name).read_text(encoding="utf-8") for name in ("suites.md", "models.md"))
+    code = set(re.findall(r"[a-z_0-9]+", " ".join(re.findall(r"```.*?```|`[^`]+`", text, re.DOTALL))))
+    fields = getattr(suite_file, part).model_fields
+    words = {f.alias or name for name, f in fields.items()} - RESERVED
+    for field in fields.values():
+        words |= _literals(field.annotation) - {"clean"}
+    assert words <= code, sorted(words - code)
 
 
 def test_the_catalogue_suite_holds_every_loss() -> None:

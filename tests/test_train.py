@@ -230,6 +230,26 @@ def test_best_keeps_the_weights_of_the_best_epoch(cell: Cell) -> None:
     assert digest(best.model) == kept[1] != kept[2]
 
 
+def test_without_any_value_of_the_validation_no_epoch_is_called_best(cell: Cell) -> None:
+    trainer = _trainer(_with(cell, select="best:dice@val"), hooks=Hooks(validate=lambda model: {}))
+    with pytest.raises(BenchError, match="select: best:dice@val: the validation cases gave no value in any epoch"):
+        trainer.run()
+
+
+def test_a_checkpoint_counts_the_time_of_targets_within_its_epoch(cell: Cell, tmp_path: Path) -> None:
+    class Asks(Mse):
+        def forward(self, logits, target, *, distance_out):
+            return super().forward(logits, target)
+
+    first: Trainer | None = None
+    path = tmp_path / "checkpoint.pt"
+    hooks = Hooks(stop=lambda: first is not None and first.progress.step >= 2)  # an epoch has four
+    first = _trainer(cell, Asks(), hooks=hooks, checkpoint=path)
+    with pytest.raises(Stopped):
+        first.run()
+    assert 0 < torch.load(path, weights_only=True)["progress"]["targets"] < 60
+
+
 @pytest.mark.parametrize(
     "change", [{"precision": "bf16"}, {"clip": 0.1}, {"optimizer": {"sgd": {"lr": 0.1, "momentum": 0.9}}}]
 )

@@ -52,13 +52,14 @@ def run_check(names: Sequence[str], as_json: bool, cache: Path) -> int:
             certificate = check_loss(spec, prepared=cache / "prepared")
         certificates.append(certificate)
         if not as_json:
-            _show(certificate, console)
+            show_certificate(certificate, console)
     if as_json:
         print(json.dumps([c.as_dict() for c in certificates], indent=1, ensure_ascii=False))
     return 0 if all(c.passed for c in certificates) else 1
 
 
-def _show(certificate: Certificate, console: Console) -> None:
+def show_certificate(certificate: Certificate, console: Console) -> None:
+    """Print a certificate."""
     failed = len(certificate.failed)
     verdict = "[green]passes[/]" if certificate.passed else f"[bold red]fails {failed}[/]"
     console.print(f"\n[bold]{certificate.loss}[/] {verdict} ({certificate.seconds:.1f} s)", highlight=False)

@@ -96,8 +96,9 @@ def transunet(batch: Batch, how: dict[str, Any], generator: torch.Generator) -> 
 
     Half of the samples are turned by a random number of quarters and flipped along a random axis of the plane; a
     quarter is rotated by a whole number of degrees from -20 to 19, image and label by the nearest voxel and with 0
-    from outside; a quarter is left alone. The quarter turns of an oblong plane are half turns. `flip: false` leaves
-    the flips away. There it is done before the slices are resized to the network's grid, here after.
+    from outside; a quarter is left alone. The quarter turns of an oblong plane are half turns; those of others turn
+    the spacing too. `flip: false` leaves the flips away. There it is done before the slices are resized to the
+    network's grid, here after.
 
     Args:
         batch: The samples.
@@ -105,7 +106,7 @@ def transunet(batch: Batch, how: dict[str, Any], generator: torch.Generator) -> 
         generator: Of this step, on the CPU.
     """
     draw = torch.rand(len(batch.image), 5, generator=generator)
-    image, target = batch.image.clone(), batch.target.clone()
+    image, target, spacing = batch.image.clone(), batch.target.clone(), batch.spacing.clone()
     square = image.shape[-1] == image.shape[-2]
     turned = [i for i in range(len(draw)) if draw[i, 0] >= 0.5 and draw[i, 3] < 0.5]
     for i in (i for i in range(len(draw)) if draw[i, 0] < 0.5):
@@ -113,11 +114,13 @@ def transunet(batch: Batch, how: dict[str, Any], generator: torch.Generator) -> 
         for whole in (image, target):
             sample = torch.rot90(whole[i], quarters if square else quarters // 2 * 2, (-2, -1))
             whole[i] = sample.flip(axis) if how.get("flip", True) else sample
+        if square and quarters % 2:  # the axes change places, and so do their spacings
+            spacing[i, -2:] = spacing[i, -2:].flip(0)
     if turned:
         degrees = torch.floor(draw[turned, 4] * 40) - 20
         rows = onto(torch.tensor(turned), image.device)
         image[rows], target[rows] = _rotated(image[rows], target[rows], degrees)
-    return Batch(image, target, batch.spacing)
+    return Batch(image, target, spacing)
 
 
 def _rotated(image: Tensor, target: Tensor, degrees: Tensor) -> tuple[Tensor, Tensor]:

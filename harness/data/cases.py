@@ -34,7 +34,7 @@ class CaseRange(Strict):
             raise ValueError(f"`except` names {strange[0]}, which is not between {self.first} and {self.last}")
         try:
             names = [self.pattern.format(n) for n in range(self.first, self.last + 1) if n not in self.without]
-        except (ValueError, IndexError, KeyError) as error:
+        except (ValueError, IndexError, KeyError, AttributeError, MemoryError) as error:
             raise ValueError(
                 f"pattern {self.pattern!r} must take one number, as in 'case_{{:03d}}' ({error})"
             ) from None
@@ -79,7 +79,7 @@ Cases = Annotated[
 
 def natural(name: str) -> list[tuple[int, int | str]]:
     """Key to sort names by, in which `case2` stands before `case10`."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def fault_of(cases: Iterable[str]) -> str | None:

@@ -25,9 +25,8 @@ from harness.errors import BenchError
 from harness.records import write_atomic
 
 FINGERPRINT_VERSION = 1  # raised when the same file would give other facts
-KEPT = (
-    65_536  # different values of a channel's foreground that are kept of a case: all of a CT, a fine summary of others
-)
+# different values of a channel's foreground that are kept of a case: all of a CT, a fine summary of others
+KEPT = 65_536
 LOWER = 10.0  # percentile of the coarse axis' spacings that nnU-Net takes where the median would be too coarse
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.data.manifest import Manifest
-from harness.data.manifest import Phantom as Look
+from harness.data.manifest_file import Phantom as Look
 from harness.data.scenes import SCENES, VOID, Drawn, Order, draw, scene_of
 from harness.errors import BenchError
 from harness.records import write_atomic
@@ -98,8 +98,7 @@ def make_phantom(manifest: Manifest, cases: Sequence[str], folder: Path, progres
     there = made_cases(folder)
     if not (todo := _lacking(manifest, cases, folder, there)):
         return
-    _check_own(folder)
-    with _locked(folder):
+    with _writable(folder), _locked(folder):
         there = made_cases(folder)  # another process may have been quicker
         todo = _lacking(manifest, cases, folder, there)
         for number, case in enumerate(todo, start=1):
@@ -219,8 +218,20 @@ def _lacking(manifest: Manifest, cases: Sequence[str], folder: Path, made: set[s
 
 
 def _check_own(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise BenchError(f"{folder} is a file; name an empty or a new folder for the phantom.")
     if folder.is_dir() and not is_phantom(folder) and any(folder.iterdir()):
         raise BenchError(f"{folder} holds files that are no phantom; name an empty or a new folder for it.")
+
+
+@contextlib.contextmanager
+def _writable(folder: Path) -> Iterator[None]:
+    """One sentence where a folder cannot be written to."""
+    try:
+        _check_own(folder)
+        yield
+    except OSError as error:
+        raise BenchError(f"{folder}: the phantom cannot be written there: {error.strerror or error}.") from None
 
 
 @contextlib.contextmanager

@@ -56,7 +56,10 @@ def prepare(manifest: Manifest, reader: Reader, case: str, view: dict[str, Any],
     shaped = (
         _slices(there, image, view["slices"], case) if "slices" in view else _patches(there, image, view["patches"])
     )
-    label = shaped[1] if manifest.spec.background else _without_background(shaped[1], view, case)
+    label, reference = shaped[1], volume.label
+    if not manifest.spec.background:
+        label = _without_background(label, view, case)
+        reference = np.where(reference == 0, np.uint8(IGNORE), reference)  # not trained on, so not scored either
     meta: dict[str, Any] = {
         "case": case,
         "grid_spacing": shaped[2],
@@ -70,7 +73,7 @@ def prepare(manifest: Manifest, reader: Reader, case: str, view: dict[str, Any],
         meta["first_class"] = 1
 
     def save(stream: Any) -> None:
-        np.savez(stream, image=shaped[0], label=label, reference=volume.label, meta=np.array(json.dumps(meta)))
+        np.savez(stream, image=shaped[0], label=label, reference=reference, meta=np.array(json.dumps(meta)))
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, save)

@@ -207,9 +207,7 @@ class LabelList(Sequence[Tensor]):
 def foreground(label: NDArray[np.uint8]) -> list[NDArray[np.int16]]:
     """Voxels of each class that is there, thinned to fewer than 8,192 a class."""
     out = []
-    for index in range(1, IGNORE):
-        if index > int(label[label != IGNORE].max(initial=0)):
-            break
+    for index in range(1, 1 + int(label[label != IGNORE].max(initial=0))):
         voxels = np.argwhere(label == index)
         if len(voxels):
             out.append(voxels[:: max(1, len(voxels) // 4096)].astype(np.int16))
@@ -220,4 +218,5 @@ def _kept(case: Prepared, labelled: bool) -> Sequence[int] | NDArray[np.intp]:
     if not labelled:
         return range(case.shape[0])
     label = case.label
-    return np.flatnonzero(((label > 0) & (label != IGNORE)).any(axis=(1, 2)))
+    lowest = 0 if case.first_class else 1  # without a background the class 0 is one like the others
+    return np.flatnonzero(((label >= lowest) & (label != IGNORE)).any(axis=(1, 2)))

@@ -210,5 +210,7 @@ def _block(stream: Any, info: zipfile.ZipInfo) -> Block:
 
 
 def _damage(path: Path, error: Exception) -> BenchError:
+    if isinstance(error, OSError) and error.errno is not None:  # the system's refusal says nothing of the content
+        return BenchError(f"{path}: the cached case cannot be read ({error.strerror}).")
     path.unlink(missing_ok=True)
     return BenchError(f"{path}: the cached case was damaged ({error}) and is removed; run the command again.")

@@ -173,6 +173,10 @@ class UNETR(Cut):
         num_heads: int = 12,
         dropout: float = 0.0,
     ) -> None:
+        if spatial_dims != len(image_size) or width < 1:
+            raise ValueError(
+                f"expected a size of spatial_dims axes and width >= 1, found {spatial_dims}, {list(image_size)}, {width}"
+            )
         check_sides("unetr", image_size, [16] * len(image_size))
         net = MonaiUNETR(
             in_channels,
@@ -231,6 +235,11 @@ class SwinUNETR(Cut):
         window_size: int = 7,
         dropout: float = 0.0,
     ) -> None:
+        if spatial_dims != len(image_size) or len(depths) != 4 or len(num_heads) != 4 or min(*depths, *num_heads) < 1:
+            raise ValueError(
+                "expected a size of spatial_dims axes and four depths and four num_heads of at least 1, "
+                f"found {spatial_dims}, {list(image_size)}, {list(depths)}, {list(num_heads)}"
+            )
         check_sides("swin_unetr", image_size, [32] * len(image_size))
         if max(image_size) == 32:  # one voxel is left at the bottom, and instance norm has nothing to norm
             raise ValueError(f"swin_unetr needs a side of at least 64 voxels, found {tuple(image_size)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def _from_npz(network: nn.Module, path: Path, renames: Mapping[str, str | None])
     try:
         with np.load(path, allow_pickle=False) as arrays:
             state: dict[str, Tensor] = from_npz(arrays)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
         raise BenchError(f"{path}: does not hold the weights of this model: {reason}.") from None
     return state
@@ -136,13 +137,16 @@ def _matched(
         if new is None:
             continue
         if new not in own:
+            shown = repr(name) if new == name else f"{name!r}, by `map` {new!r},"
             raise BenchError(
-                f"{path}: {name!r} has no place in this model{nearest(new, own)}; rename it with `map`, or leave it "
+                f"{path}: {shown} has no place in this model{nearest(new, own)}; rename it with `map`, or leave it "
                 "out with `map: {PREFIX: null}`."
             )
         if new in state:
             raise BenchError(f"{path}: two entries of the file become {new!r} by `map`; leave one out.")
         state[new] = value
+    if not state:
+        raise BenchError(f"{path}: `map` leaves out all of the file, and the model would start from random weights.")
     left_out = {prefix: None for prefix, target in renames.items() if target is None}
     missing = [
         n

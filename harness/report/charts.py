@@ -31,10 +31,10 @@ def chart(frames: Frames, group: str, kind: CurveKind, keep: int) -> dict[str, A
         keep: Epochs of a line at most, see `points_per_line`.
 
     Returns:
-        A mapping of plain values: `title`, `label` (of the vertical axis), `losses` (name, colour, dashes) and
-        `models`, each with `name`, `log` (logarithmic axis), `lines` (index of the loss, epochs `x`, means over runs
-        `y`, smallest `lo` and largest `hi` where there are several `runs`) and `diverged` (one entry per run that
-        diverged).
+        A mapping of plain values: `title`, `label` (of the vertical axis), `alike` (whether the charts have one
+        vertical scale), `losses` (name, colour, dashes) and `models`, each with `name`, `log` (logarithmic axis),
+        `lines` (index of the loss, epochs `x`, means over runs `y`, smallest `lo` and largest `hi` where there are
+        several `runs`) and `diverged` (one entry per run that diverged).
     """
     rows = finished(frames, group, kind.column)
     rows = rows.assign(value=rows["value"] * kind.scale)
@@ -45,7 +45,7 @@ def chart(frames: Frames, group: str, kind: CurveKind, keep: int) -> dict[str, A
         _chart(rows[rows["model"] == m], m, losses, keep, logged=kind.logged) for m in by_group(frames, group, rows)
     ]
     legend = [{"name": x, "colour": style[x][0], "dash": list(style[x][1])} for x in losses]
-    return {"title": kind.title, "label": kind.label, "losses": legend, "models": models}
+    return {"title": kind.title, "label": kind.label, "alike": not kind.logged, "losses": legend, "models": models}
 
 
 def _chart(rows: pd.DataFrame, model: str, losses: list[str], keep: int, *, logged: bool) -> dict[str, Any]:

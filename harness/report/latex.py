@@ -1,7 +1,8 @@
 """Tables as LaTeX with booktabs: pure ASCII, every special character escaped, so that any name compiles with pdflatex.
 
-The best number is bold and blue, the second underlined and red: the marks survive print without colour. A character
-that pdflatex has no glyph for in its standard fonts is written as its code point, `[U+4E2D]`, and never dropped.
+booktabs is all they need, in one column or two; with xcolor the marks have their colours as well. The best number is
+bold and blue, the second underlined and red: the marks survive print without colour. A character that pdflatex has no
+glyph for in its standard fonts is written as its code point, `[U+4E2D]`, and never dropped.
 """
 
 from __future__ import annotations
@@ -9,14 +10,18 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 
 from harness.report.palette import slug
 from harness.report.view import Block, Column, Entry, Row, TableView
 
-PACKAGES = ("booktabs", "longtable", "textcomp", "xcolor")
-LONG = 45
-"""Rows from which a table breaks over pages."""
+LONG = 40
+"""Rows that do not fit on a page with their headings: a table of so many comes in parts."""
 
+_HEAD = r"""% In the preamble: \usepackage{booktabs}; for the colours of the marks \usepackage{xcolor} as well.
+% A LaTeX older than 2020 needs \usepackage{textcomp} too.
+\providecommand{\textcolor}[2]{#2}
+"""
 _PLAIN = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_",
     "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}",
@@ -85,34 +90,41 @@ def _one(char: str) -> str:
 def render(views: Sequence[TableView]) -> str:
     """The tables as one file to input, or to copy from: what it needs stands in its first lines."""
     taken: set[str] = set()
-    head = "".join(f"% \\usepackage{{{p}}}\n" for p in PACKAGES)
-    parts = [_table(v, taken) for v in views if v.columns]
-    return "% In the preamble:\n" + head + "".join("\n" + p for p in parts)
+    parts = [_table(part, taken) for v in views if v.columns for part in _parts(v)]
+    return _HEAD + "".join("\n" + p for p in parts)
 
 
-def document(views: Sequence[TableView]) -> str:
-    """The tables as a document of their own, to look at."""
-    packages = "".join(f"\\usepackage{{{p}}}\n" for p in PACKAGES)
-    return f"\\documentclass{{article}}\n{packages}\\begin{{document}}\n{render(views)}\\end{{document}}\n"
+def _parts(view: TableView) -> list[TableView]:
+    """The table in parts that fit on a page; each repeats the heading of the block it begins in."""
+    if view.height < LONG:
+        return [view]
+    pages: list[list[Block]] = [[]]
+    left = LONG - 1
+    for block in view.blocks:
+        rows, heading = list(block.rows), bool(block.name)
+        while rows:
+            if left < 1 + heading:
+                pages.append([])
+                left = LONG - 1
+            now, rows = rows[: left - heading], rows[left - heading :]
+            pages[-1].append(Block(block.name, tuple(now)))
+            left -= len(now) + heading
+    titles = [f"{view.title} ({i} of {len(pages)})" for i in range(1, len(pages) + 1)]
+    parts = [replace(view, title=t, blocks=tuple(b)) for t, b in zip(titles, pages, strict=True)]
+    return [*(replace(p, notes=()) for p in parts[:-1]), parts[-1]]
 
 
 def _table(view: TableView, taken: set[str]) -> str:
     columns = ("l" if view.stub else "") + "".join("l" if c.words else "r" for c in view.columns)
     caption = f"\\caption{{{escape(view.title)}}}\n\\label{{tab:{slug(f'{view.layout}-{view.title}', taken)}}}"
     notes = escape(" ".join(view.notes))
+    below = ["\\par\\smallskip", f"\\begin{{minipage}}{{\\linewidth}}\\footnotesize {notes}\\end{{minipage}}"]
+    below = below if notes else []
     top, body = _top(view), _body(view)
-    if view.height < LONG:
-        lines = [
-            "\\begin{table}[tbp]", "\\centering\\small", caption, f"\\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
-            "\\toprule", *top, "\\midrule", *body, "\\bottomrule", "\\end{tabular}", "\\par\\smallskip",
-            f"\\begin{{minipage}}{{\\linewidth}}\\footnotesize {notes}\\end{{minipage}}", "\\end{table}",
-        ]  # fmt: skip
-    else:
-        lines = [
-            "\\begingroup\\small", f"\\begin{{longtable}}{{@{{}}{columns}@{{}}}}", f"{caption}\\\\", "\\toprule", *top,
-            "\\midrule", "\\endhead", "\\bottomrule", "\\endfoot", *body, "\\end{longtable}",
-            f"\\noindent\\footnotesize {notes}\\par", "\\endgroup",
-        ]  # fmt: skip
+    lines = [
+        "\\begin{table}[tbp]", "\\centering\\small", caption, f"\\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
+        "\\toprule", *top, "\\midrule", *body, "\\bottomrule", "\\end{tabular}", *below, "\\end{table}",
+    ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.grid import printed
 from harness.published import LossName, PublishedTable, published_names, published_table
 from harness.report.layouts import Numbers, arguments_of
 from harness.report.tables import Measure
@@ -133,11 +134,12 @@ def _pairs(context: _Context, row: Mapping[str, str]) -> list[Pair]:
         sd=float(row["std"]) if row.get("std") else NAN,
         decimals=min(len(printed.partition(".")[2]), 4),
     )
-    ours = table.data[pair.dataset]
+    meant = table.data[pair.dataset]
+    ours = [meant] if isinstance(meant, str) else meant
     cells = numbers.frames.cells
-    groups = [g for g in numbers.frames.groups if ours in set(cells.loc[cells["group"] == g, "dataset"])]
+    groups = [g for g in numbers.frames.groups if set(ours) & set(cells.loc[cells["group"] == g, "dataset"])]
     if not groups:
-        return [replace(pair, why=f"the suite has no data set {ours}")]
+        return [replace(pair, why=f"the suite has no data set {ours[0]}")]
     return [p for g in groups for p in _in_group(context, params, pair, g)]
 
 
@@ -261,7 +263,7 @@ def _same(one: Any, two: Any) -> bool:
     try:
         return abs(float(one) - float(two)) <= 1e-6 * max(1.0, abs(float(two)))
     except (TypeError, ValueError):
-        return bool(one == two) or str(one).lower() == str(two).lower()
+        return bool(one == two) or str(one).lower() in (str(two).lower(), printed(two).lower())
 
 
 def _record(table: PublishedTable, p: Pair) -> tuple[Any, ...]:

@@ -23,7 +23,7 @@ from harness.report.words import count, number
 from harness.stats import LossResult
 
 SIZES = ("small", "medium", "large")
-LEAST = 6  # patients that have a class: two for each third
+LEAST = 6  # patients that have a class: two for each third, which has a verdict with six over all classes
 LISTED = 12  # classes whose limits are written below the table; the others stand in the CSV file
 
 

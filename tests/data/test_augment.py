@@ -66,6 +66,18 @@ def test_transunets_turns_are_flipped_quarter_turns_on_either_axis() -> None:
     assert len(seen) == 8
 
 
+@pytest.mark.parametrize("size", [(16, 16), (4, 16, 16), (16, 24)])
+def test_the_spacing_of_a_quarter_turn_turns_with_it(size: tuple[int, ...]) -> None:
+    before = _batch(200, size)
+    own = [1.0, 2.0, 3.0][: len(size)]
+    before = Batch(before.image, before.target, torch.tensor(own).expand(200, -1))
+    after = augmented(before, TRANSUNET | {"flip": False}, _draw(1))
+    for a, b, spacing in zip(before.target, after.target, after.spacing.tolist(), strict=True):
+        turned = size[-1] == size[-2] and any(torch.equal(b, torch.rot90(a, k, (-2, -1))) for k in (1, 3))
+        assert spacing == ([*own[:-2], own[-1], own[-2]] if turned else own)
+    assert before.spacing[0].tolist() == own
+
+
 def test_transunets_rotation_is_scipys_by_whole_degrees_with_zero_from_outside() -> None:
     size = (41, 41)
     before = Batch(torch.ones(60, 1, *size), _batch(60, (44, 44)).target[:, :41, :41].contiguous(), torch.ones(60, 2))

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from harness.data.augment import Batch, augmented
+from harness.data.batches import TrainSet
 from harness.data.layouts import Volume, reader_of
 from harness.data.manifest import Manifest, load_manifest
 from harness.data.prepare import load_prepared, prepare
@@ -57,6 +59,27 @@ def test_classes_are_counted_from_0_and_padding_is_ignored(street: Manifest, tmp
     assert np.array_equal(case.reference[0], LABEL) and case.first_class == 1
 
 
+def test_a_pixel_without_a_class_is_ignored_in_training_and_in_scores(street: Manifest, tmp_path: Path) -> None:
+    path = tmp_path / "l" / "a.png"
+    values = np.array(Image.open(path))
+    values[0, 0] = 0  # known to every manifest, and here of no class
+    Image.fromarray(values).save(path)
+    case = load_prepared(prepare(street, reader_of(street, tmp_path), "a", VIEW, tmp_path / "cache"))
+    assert case.label[0, 0, 1] == 255 and case.reference[0, 0, 0] == 255
+    assert np.array_equal(case.reference[0].ravel()[1:], LABEL.ravel()[1:])
+
+
+def test_a_slice_of_the_first_class_alone_is_labelled(street: Manifest, tmp_path: Path) -> None:
+    case = load_prepared(prepare(street, reader_of(street, tmp_path), "a", VIEW, tmp_path / "cache"))
+    case.label[...] = np.where(case.label == 255, 255, 0)
+    view = {"slices": VIEW["slices"] | {"keep": "labelled"}}
+    still = {"rotate": 0, "scale": 0, "shift": 0, "flip": False, "intensity": 0, "noise": 0}
+    assert TrainSet([case], view, still, torch.device("cpu")).samples == 1
+    case.label[...] = 255
+    with pytest.raises(BenchError, match="leaves none"):
+        TrainSet([case], view, still, torch.device("cpu"))
+
+
 class Perfect(nn.Module):
     """Gives the prepared label as logits, road where it is ignored."""
 
@@ -77,11 +100,13 @@ def test_predictions_are_classes_of_the_manifest(street: Manifest, tmp_path: Pat
     assert np.array_equal(found[0][known], LABEL[known]) and found[0][~known].tolist() == [1]
 
 
-@pytest.mark.parametrize("how", [{"rotate": 45, "scale": 0, "shift": 0.3, "flip": False}, {"preset": "transunet"}])
+@pytest.mark.parametrize(
+    "how", [{"rotate": 45, "scale": 0, "shift": 0.3, "flip": False}, {"preset": "transunet"}, {"preset": "nnunet"}]
+)
 def test_what_turns_in_from_outside_is_ignored(how: dict[str, object]) -> None:
-    target = torch.zeros(8, 16, 16, dtype=torch.long)
+    target = torch.zeros(32, 16, 16, dtype=torch.long)
     how = {"intensity": 0, "noise": 0} | how
-    batch = Batch(torch.ones(8, 1, 16, 16), target, torch.ones(8, 2))
+    batch = Batch(torch.ones(32, 1, 16, 16), target, torch.ones(32, 2))
     one = augmented(batch, how, torch.Generator().manual_seed(1), 255).target
     assert set(one.unique().tolist()) == {0, 255}  # class 0 is a class here, and is never invented
     same = augmented(batch, how, torch.Generator().manual_seed(1)).target

@@ -58,6 +58,7 @@ def test_a_range_is_the_list_that_it_stands_for(tmp_path: Path) -> None:
         ('{pattern: "p", from: 1, to: 5}', "gives the same name twice"),
         ('{pattern: "p{}{}", from: 1, to: 5}', "must take one number, as in 'case_{:03d}'"),
         ('{pattern: "p{:q}", from: 1, to: 5}', "must take one number"),
+        ('{pattern: "p{0.x}", from: 1, to: 5}', "must take one number"),
         ('{pattern: "p{}", from: 5, to: 1}', "the range from 5 to 1 is empty"),
         ('{pattern: "p{}", from: 1, to: 5, except: [7]}', "`except` names 7, which is not between 1 and 5"),
         ('{pattern: "p{}", from: 1}', "has the keys pattern, from, to and except; to: Field required"),
@@ -88,7 +89,9 @@ def test_found_cases_are_those_of_the_folder_in_natural_order(tmp_path: Path) ->
         with pytest.raises(BenchError, match=r"the cases of toy are those in its folder: say where with --data FOLDER"):
             use()
     root = tmp_path / "data"
-    with pytest.raises(BenchError, match=r"data holds no case of toy \(layout files\)\. Ask the author"):
+    with pytest.raises(
+        BenchError, match=r"data holds no case of toy: .*/data/lab/\{case\}.nii.gz\. There is no folder .* Ask"
+    ):
         _ = _load(tmp_path, (LISTED, "cases: found"), root=root).cases
     names = ["p10", "p2", "p1", "p9", "p11"]
     _write(bare, root, names)
@@ -120,6 +123,7 @@ def test_the_phantom_of_found_cases(tmp_path: Path) -> None:
 
 def test_natural_order() -> None:
     assert sorted_cases(["c10", "c9", "b", "c9a", "7", "c9", "c09"]) == ["7", "b", "c09", "c9", "c9a", "c10"]
+    assert sorted_cases(["1²3", "²", "a"]) == ["1²3", "a", "²"]  # a digit, but no number
     assert sorted(["x10_2", "x2_10", "x2_9"], key=natural) == ["x2_9", "x2_10", "x10_2"]
 
 
@@ -224,9 +228,10 @@ def test_wrong_options_of_a_layout(tmp_path: Path) -> None:
         ('{files: {image: [], label: "{case}"}}', "0 image patterns, 1 modalities"),
         ('{files: {image: ["{case}", 3], label: "{case}"}}', "layout.files.image: expected text, found 3"),
         ('{files: {image: "{case}", label: "{case}", merge: 3}}', "expected label value: value it counts as"),
+        ('{files: {image: "{case}", label: "{case}", merge: {7: 1}}}', "value 7 is also in `drop` or `ignore`"),
         ("{phantom: {shape: [1, 2], seed: 0}}", "expected [z, y, x], found [1, 2]"),
     ):
-        manifest = _load(tmp_path, (TEXT.splitlines()[5], f"layout: {layout}"))
+        manifest = _load(tmp_path, (TEXT.splitlines()[5], f"layout: {layout}"), more="drop: [7]\n")
         with pytest.raises(BenchError) as error:
             reader_of(manifest, tmp_path)
         assert "toy.yaml:6" in str(error.value) and words in str(error.value), error.value
@@ -281,7 +286,7 @@ def test_values_in_the_files_of_what_is_measured(tmp_path: Path) -> None:
     assert load_manifest("lits", packed("suites")).file_values == {"liver": (1, 2)}  # a tumour is liver
     assert load_manifest("synapse", packed("suites")).file_values["aorta"] == (8,)
     found = load_manifest("brats2020", packed("suites")).file_values
-    assert found == {"whole_tumour": (1, 2, 4), "tumour_core": (1, 4), "enhancing_tumour": (4,)}
+    assert found == {"WT": (1, 2, 4), "TC": (1, 4), "ET": (4,)}
 
 
 DOCS = packed("suites").parent / "docs/data.md"
@@ -317,5 +322,5 @@ def test_the_manifests_of_the_docs(tmp_path: Path) -> None:
 def test_what_brats_evaluates() -> None:
     manifest = load_manifest("brats2020", packed("suites"))
     values = {n: {list(manifest.spec.labels.values())[i - 1] for i in m} for n, m in manifest.measured.items()}
-    assert values == {"whole_tumour": {1, 2, 4}, "tumour_core": {1, 4}, "enhancing_tumour": {4}}
+    assert values == {"WT": {1, 2, 4}, "TC": {1, 4}, "ET": {4}}
     assert manifest.spec.modalities == ["T1", "T1ce", "T2", "FLAIR"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from harness.data.layouts import reader_of
+from harness.data.layouts import Volume, reader_of
 from harness.data.manifest import load_manifest
 from harness.errors import BenchError
 
@@ -211,3 +211,48 @@ def test_a_label_in_colours_is_refused(tmp_path: Path) -> None:
     (root / "lab/c1.png").write_bytes((root / "img/c1.png").read_bytes())
     with pytest.raises(BenchError, match=r"lab/c1.png: 3 colours, expected one label a voxel"):
         reader.read("c1")
+
+
+def test_a_picture_and_a_header_without_spacing_are_not_of_one_millimetre(tmp_path: Path) -> None:
+    _, reader, _ = make_flat(tmp_path, FLAT.replace("spacing: unknown\n", ""))
+    with pytest.raises(BenchError, match="state no spacing; write `unknown` or a table by case"):
+        reader.read("c1")
+    table = "spacing: {c1: [1, 0.5, 0.25], c2: [1, 1, 1]}\n"
+    _, reader, root = make_flat(tmp_path, FLAT.replace("spacing: unknown\n", table))
+    assert reader.read("c1").spacing == (1.0, 0.5, 0.25)
+    text = FLAT.replace(".png", ".nrrd").replace("[R, G, B]", "[CT]").replace("dimensions: 2\nspacing: unknown\n", "")
+    _, reader, root = make_flat(tmp_path, text)
+    head = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 4 3 2\nencoding: raw\n"
+    for more, spacing in (("", None), ("spacings: 0.5 1 3\n", (3.0, 1.0, 0.5))):
+        for folder in ("img", "lab"):
+            (root / folder / "c1.nrrd").write_bytes(f"{head}{more}\n".encode() + bytes([1] * 24))
+        if spacing is not None:
+            assert reader.read("c1").spacing == spacing
+            continue
+        with pytest.raises(BenchError, match="state no spacing"):
+            reader.read("c1")
+
+
+def test_jpeg_images_are_read_whole_and_never_written(tmp_path: Path) -> None:
+    _, reader, root = make_flat(tmp_path, FLAT.replace("img/{case}.png", "img/{case}.jpg"))
+    path = root / "img/c1.jpg"
+    sitk.WriteImage(sitk.ReadImage(str(root / "img/c1.png")), str(path))
+    volume = reader.read("c1")
+    assert volume.image.shape == (3, 1, 6, 8)
+    path.write_bytes(path.read_bytes()[:-30])  # ITK makes up the rest
+    with pytest.raises(BenchError, match=r"c1.jpg: cannot be read as an image, .*truncated"):
+        reader.read("c1")
+    with pytest.raises(BenchError, match=r"c2.jpg: a JPEG does not keep the values"):
+        reader.write("c2", volume)
+
+
+def test_label_values_of_any_size_are_written_and_read(tmp_path: Path) -> None:
+    for ignore, kind in ((-1, np.int16), (9, np.uint8), (70000, np.int32)):
+        text = MANIFEST.replace("ignore: 9", f"ignore: {ignore}")
+        _, reader, folder = make_toy(tmp_path, text)
+        label = np.zeros((4, 6, 8), np.uint8)
+        label[0, 0, :4] = [0, 1, 2, 255]
+        reader.write("c1", Volume(np.ones((1, 4, 6, 8), np.float32), label, (3.0, 1.0, 0.5)))
+        stored = sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "labelsTr/c1.nii.gz")))
+        assert stored.dtype == kind and stored[0, 0, :4].tolist() == [0, 2, 1, ignore]
+        assert np.array_equal(reader.read("c1").label, label)

@@ -8,10 +8,12 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from PIL import Image
 
 from harness.data.layouts import Volume, reader_of
 from harness.data.layouts.absent import absence
@@ -101,6 +103,17 @@ def _no_thickness(path: Path) -> None:
     path.write_bytes(gzip.compress(bytes(content)))
 
 
+def _stating(offset: int, *numbers: int) -> Callable[[Path], None]:
+    """Other 16-bit numbers in the header."""
+
+    def spoil(path: Path) -> None:
+        content = bytearray(gzip.decompress(path.read_bytes()))
+        content[offset : offset + 2 * len(numbers)] = np.array(numbers, "<i2").tobytes()
+        path.write_bytes(gzip.compress(bytes(content)))
+
+    return spoil
+
+
 def _flat(path: Path) -> None:
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((6, 8), np.float32)), str(path))
 
@@ -137,6 +150,9 @@ FAULTS = {
     "2D": ("t2", _flat, "an image of 2 dimensions, expected a volume of 3"),
     "2D label": ("seg", _flat, "a label of 2 dimensions, expected a volume of 3"),
     "label outside the manifest": ("seg", _other_label, "label value 3 is not in the manifest brats2020.yaml"),
+    "damaged size": ("t2", _stating(42, 32767, 32767, 32767), "states a size that does not fit into memory"),
+    "damaged type": ("t2", _stating(70, 999), "states the type of numbers 999, which does not exist"),
+    "a folder": ("t2", lambda p: (p.unlink(), p.mkdir()), "is a folder, expected a file of this name"),
     "missing": ("t1ce", lambda p: p.unlink(), ": no such file."),
 }
 
@@ -328,13 +344,26 @@ def test_faults_of_slices_and_of_hdf5(npz) -> None:
         (lambda: np.savez(middle, image=image), "has no array 'label'; it holds image"),
         (lambda: np.savez(middle, image=image[:5], label=image), "the image has 5×8 pixels, expected 6×8"),
         (lambda: np.savez(middle, image=image * 1j, label=image), "of the type complex"),
+        (lambda: np.save(middle.open("wb"), image), "is a single array (.npy) under this name"),
     ):
         spoil()
         check("0005", middle, words)
     for content, words in ((b"", "the file is empty: 0 bytes"), (good[volume][:700], "damaged or of another format")):
         volume.write_bytes(content)
         check("0001", volume, words)
+    for made, words in (
+        ({"image": None, "label": image[None]}, "'image' is a group, expected an array"),
+        ({"image": image[None][:0], "label": image[None][:0]}, "0×6×8 voxels (z, y, x): there is nothing in it"),
+    ):
+        with h5py.File(volume, "w") as file:
+            for key, values in made.items():
+                if values is None:
+                    file.create_group(key)
+                else:
+                    file[key] = values
+        check("0001", volume, words)
     for name, values, words in (
+        ("label", np.full((6, 8), np.inf, np.float32), "label values are not whole numbers"),
         ("image", np.full((6, 8), np.nan, np.float32), "not finite numbers"),
         ("label", np.full((6, 8), 9, np.float32), "label value 9 is not in the manifest"),
     ):
@@ -411,3 +440,19 @@ def test_a_file_that_was_cut_is_refused_in_every_format(tmp_path: Path, name: st
         with pytest.raises(BenchError, match=r"cannot be read as an image, it is damaged") as error:
             read_image(path)
         assert str(error.value).startswith(str(path))
+
+
+def test_labels_of_cityscapes_that_are_not_of_8_bits(tmp_path: Path) -> None:
+    manifest = load_manifest("cityscapes", packed("suites"))
+    case = "aachen_000000_000019"
+    made = Volume(np.ones((3, 1, 4, 6), np.float32), np.ones((1, 4, 6), np.uint8), None)
+    reader = reader_of(manifest, tmp_path)
+    reader.write(case, made)
+    path = tmp_path / f"Cityscapes/gtFine/train/aachen/{case}_gtFine_labelIds.png"
+    for picture, kind in (
+        (Image.fromarray(np.full((4, 6), 700, np.uint16)), "uint16"),
+        (Image.fromarray(np.full((4, 6), 255, np.uint8)).convert("1"), "bool"),
+    ):
+        picture.save(path)
+        with pytest.raises(BenchError, match=f"labelIds.png: pixels of the type {kind}, expected label values"):
+            reader.read(case)

@@ -1,5 +1,6 @@
 """Bounded memory: parts of cached cases, and batches that are the same bit for bit with any budget."""
 
+import errno
 import subprocess
 import sys
 import zipfile
@@ -180,6 +181,20 @@ def test_a_damaged_file_is_removed_and_named(tmp_path: Path, spoil: Any) -> None
     with pytest.raises(BenchError, match=f"{path.name}: the cached case was damaged"):
         Stored(path)
     assert not path.exists()
+
+
+def test_a_refusal_of_the_system_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, stored = _cases(tmp_path, PATCHES)
+    path = stored[0].path  # type: ignore[attr-defined]
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(np, "load", refused)
+    for access in (lambda: Stored(path), lambda: load_prepared(path), lambda: stored[0].image):
+        with pytest.raises(BenchError, match=r"cannot be read \(Too many open files\)"):
+            access()
+    assert path.is_file()
 
 
 def test_a_whole_array_is_read_with_its_checksum(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import SimpleITK as sitk
 
 from harness.cli import main
-from harness.data import verify as module
+from harness.data import command as module
 from harness.data.layouts import IGNORE, Volume, reader_of
 from harness.data.manifest import load_manifest, packed
 from harness.data.verify import verify
@@ -201,3 +201,56 @@ def test_spacings_from_the_challenges_files(
     assert "5×6×6 voxels (z, y, x), the data set's case 0001 has 4×6×6" in capsys.readouterr().err
     assert _data("synapse", "--from-nifti", tmp_path / "RawData") == 2  # its files state a spacing themselves
     assert "has no line `spacing: unknown`" in capsys.readouterr().err
+
+
+def test_found_cases_that_lie_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    label = tmp_path / "a/b/NFBS_Dataset/A1/sub-A1_ses-NFB3_T1w_brainmask.nii.gz"
+    label.parent.mkdir(parents=True)
+    label.touch()
+    looked = "NFBS_Dataset/{case}/sub-{case}_ses-NFB3_T1w_brainmask.nii.gz."
+    for root, words in (
+        ("a", f"a holds no case of nfbs: looked for a/{looked} They lie one folder deeper: name a/b with --data. Down"),
+        ("a/b/NFBS_Dataset", f"a/b/NFBS_Dataset is one folder too deep: name {tmp_path}/a/b with --data. Download"),
+        ("nowhere", f"looked for nowhere/{looked} There is no folder nowhere. Download"),
+        ("a/b", "a/b holds 1 cases of nfbs, its manifest expects 125"),
+    ):
+        assert _data("nfbs", "--data", root, "--json") == 2
+        captured = capsys.readouterr()
+        found = json.loads(captured.out)
+        assert words in captured.err and words in found["problem"] and found["cases"] == found["missing"] == []
+
+
+def test_tasks_of_bench_data_one_at_a_time_and_as_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BENCH_DATA", raising=False)
+    assert _data("lits", "--phantom", "p", "--verify") == 2
+    assert "--verify and --phantom: each is a task of its own" in capsys.readouterr().err
+    assert not (tmp_path / "p").exists()
+    assert _data("synapse", "--json") == 2
+    assert "--data FOLDER or BENCH_DATA" in json.loads(capsys.readouterr().out)["problem"]
+    assert _data("example_folder", "--phantom", "p", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["phantom"] == "p" and found["cases"][:2] == ["a01", "a02"]
+    (tmp_path / "p/my_pictures/masks/a03.png").unlink()
+    assert _data("example_folder", "--data", "p", "--verify") == 2
+    assert "1 files of example_folder are not there" in capsys.readouterr().err
+    for other in ("nfbs", "lits"):  # nothing is not "all files are there"
+        assert _data(other, "--data", "p", "--verify") == 2
+        assert f"p is a phantom, and holds no case of {other}; write one into" in capsys.readouterr().err
+
+
+def test_a_phantom_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "note").write_text("mine")
+    assert _data("nfbs", "--phantom", "note") == 2
+    assert "bench: note is a file; name an empty or a new folder" in capsys.readouterr().err
+    assert _data("nfbs", "--phantom", "note/x") == 2
+    assert "bench: note/x: the phantom cannot be written there: Not a directory." in capsys.readouterr().err
+    assert (tmp_path / "note").read_text() == "mine"

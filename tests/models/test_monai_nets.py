@@ -152,6 +152,15 @@ def test_attention_regularisation_trains_the_gates() -> None:
         (lambda: SegResNet(1, 2, 3, 8, (1, 2), (1, 1)), "one stage fewer up than down, found 3, 8, [1, 2], [1, 1]"),
         (lambda: UNETR(1, 2, [96, 96, 40]), "unetr needs sides divisible by 16, found (96, 96, 40); change `size`"),
         (lambda: UNETR(1, 2, [32, 32], 2, hidden_size=20, num_heads=3), "hidden_size should be divisible by num_heads"),
+        (
+            lambda: UNETR(1, 2, [32, 32], 2, 0),
+            "expected a size of spatial_dims axes and width >= 1, found 2, [32, 32], 0",
+        ),
+        (lambda: UNETR(1, 2, [32], 1 + 1), "expected a size of spatial_dims axes and width >= 1, found 2, [32], 16"),
+        (
+            lambda: SwinUNETR(1, 2, [64, 64], 2, 12, (1, 1)),
+            "four depths and four num_heads of at least 1, found 2, [64, 64], [1, 1]",
+        ),
         (lambda: SwinUNETR(1, 2, [64, 48], 2), "swin_unetr needs sides divisible by 32, found (64, 48)"),
         (lambda: SwinUNETR(1, 2, [32, 32], 2), "swin_unetr needs a side of at least 64 voxels, found (32, 32)"),
         (lambda: SwinUNETR(1, 2, [64, 64], 2, 10), "divisible by 12"),

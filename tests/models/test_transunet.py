@@ -211,6 +211,13 @@ def test_values_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
         path = _save(tmp_path / "w.npz", _arrays(_net()) | {"gn_root/bias": value})
         with pytest.raises(BenchError, match=f"'gn_root/bias' .*{words}"):
             load_initial(_net(), path, {})
+    squeezed = tmp_path / "squeezed.npz"
+    np.savez_compressed(squeezed, **_arrays(_net()))
+    content = bytearray(squeezed.read_bytes())
+    content[200:400] = b"\xff" * 200
+    squeezed.write_bytes(content)
+    with pytest.raises(BenchError, match=r"squeezed\.npz: does not hold the weights of this model"):
+        load_initial(_net(), squeezed, {})
     (tmp_path / "cut.npz").write_bytes(path.read_bytes()[:2000])
     with pytest.raises(BenchError, match=r"cut\.npz: does not hold the weights of this model"):
         load_initial(_net(), tmp_path / "cut.npz", {})

@@ -1,5 +1,6 @@
 """The surveys' U-Net: size, shapes, float32 logits, and a head that can be called by itself."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -108,3 +109,8 @@ def test_every_stage_is_used_and_sees_far() -> None:
     net(image).logits[0, :, 16, 16].sum().backward()  # and the gradient takes the same way back
     touched = image.grad[0].any(0).nonzero()
     assert touched.min() < 16 - 8 and touched.max() > 16 + 8
+
+
+@pytest.mark.parametrize(("dims", "side", "steps"), [(2, 32, 60), (3, 16, 60)])
+def test_it_learns_two_images(overfit: Callable[..., float], dims: int, side: int, steps: int) -> None:
+    assert overfit(lambda: UNet(1, 3, dims, width=8, depth=3), dims, side, steps) > 0.95

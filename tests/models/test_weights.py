@@ -144,6 +144,8 @@ REST = {k: v for k, v in STATE.items() if k != "head.bias"}
         (STATE, {"freeze": ["encoder.7"]}, "init: `freeze` names 'encoder.7', under which there is nothing"),
         (STATE, {"freeze": ["enc"]}, "there is nothing (did you mean 'encoder'?): encoder, up, decoder, head."),
         (STATE, {"freeze": ["encoder", "up", "decoder", "head"]}, "`freeze` leaves nothing of the model to learn."),
+        (STATE, {"map": {"": None}}, "`map` leaves out all of the file, and the model would start from random weights."),
+        (STATE, {"map": {"head": "haed"}}, "'head.weight', by `map` 'haed.weight', has no place in this model (did you mean 'head.weight'?)"),
         ({"epoch": 3}, {}, "expected tensors by name, alone or in one entry of state_dict, model_state_dict"),
         ({}, {}, "expected tensors by name"),
         ({"model": Gadget()}, {}, "cannot be read as weights: it holds objects besides tensors; save `model.state_dict()`."),

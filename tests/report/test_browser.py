@@ -549,3 +549,20 @@ def test_curves_of_validation_are_read_zoomed_and_filtered_like_those_of_trainin
     browser.click("#validation .legend button")
     assert browser.js(f"document.querySelectorAll('{stage} .line').length") == 1
     assert browser.complaints() == []
+
+
+def test_charts_of_validation_share_their_scale_and_those_of_the_loss_do_not(browser, frame, tmp_path):
+    for model, value in (("unet", 0.5), ("transunet", 0.9)):
+        frame.curve(f"t{len(frame.cell_rows)}", [value, 2 * value]).cell("dice", model=model).case(
+            "dice", 0.5, model=model
+        )
+    cells, cases, curves = frame.frames
+    curves = curves.assign(val_dice=[0.1, 0.2, 0.8, 0.9])
+    page = write_report("T", "", cells, cases, curves, tmp_path / "r")
+    browser.open(page.as_uri())
+    heights = "[...document.querySelectorAll('#%s .stage')].map(s => [...s.querySelectorAll('.axes text[text-anchor=end]')].map(t => t.textContent).join())"
+    first, second = browser.js(heights % "validation")
+    assert first == second and "80" in first and "20" in first
+    first, second = browser.js(heights % "curves")
+    assert first != second
+    assert browser.complaints() == []

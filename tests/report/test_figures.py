@@ -1,6 +1,9 @@
 import hashlib
 import math
+import os
 import re
+import signal
+import sys
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -444,6 +447,53 @@ def test_several_processes_draw_the_same_files(frame, tmp_path, monkeypatch):
     assert len(files) == 9 and files == sorted(p.name for p in (tmp_path / "many").iterdir())
     for name in files:
         assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "many" / name).read_bytes()
+
+
+def _ends(frames, group, folder, name):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere one process draws all")
+def test_a_drawing_process_that_is_killed_is_said_in_a_sentence(frame, tmp_path, monkeypatch):
+    frame.cell("dice").case("dice", 0.5)
+    frame.cell("ce").case("ce", 0.6)
+    frames = prepare(*frame.frames)
+    monkeypatch.setattr(draw, "FROM_CELLS", 0)
+    monkeypatch.setattr(draw, "cores", lambda: 2)
+    monkeypatch.setattr(draw, "cost_gain", _ends)
+    with pytest.raises(BenchError, match="drew figures was ended"):
+        draw_all(frames, tmp_path, ["cost", "distributions"])
+
+
+@pytest.mark.parametrize("losses", [2, 14])  # a panel per model, and a panel per loss
+def test_validation_panels_have_one_scale_and_those_of_the_loss_one_each(frame, tmp_path, monkeypatch, losses):
+    for k, model in enumerate(("unet", "transunet")):
+        for i in range(losses):
+            frame.curve(f"t{len(frame.cell_rows)}", [1.0, 2.0 + 10 * i]).cell(f"l{i}", model=model).case(
+                f"l{i}", 0.5, model=model
+            )
+            frame.curve_rows[-2]["val_dice"], frame.curve_rows[-1]["val_dice"] = (
+                0.25 + 0.5 * k,
+                0.26 + 0.5 * k + 0.01 * i,
+            )
+    frame.curve(f"t{len(frame.cell_rows)}", [1.0, 1.0]).cell("l0", 1, "diverged")
+    frame.curve_rows[-2]["val_dice"], frame.curve_rows[-1]["val_dice"] = 0.3, 0.0
+    frames = prepare(*frame.frames)
+    drawn = []
+    monkeypatch.setattr("harness.report.figures.curves.save", lambda figure, *_: drawn.append(figure) or "<svg/>")
+    validation_curves(frames, "synapse", "dice", tmp_path, "v")
+    loss_curves(frames, "synapse", tmp_path, "l")
+    values, terms = ([ax for ax in figure.axes if ax.get_visible()] for figure in drawn)
+    assert len(values) == len(terms) == (2 if losses == 2 else 14)
+    high = 76.0 + losses - 1
+    rim = 0.05 * (high - 25.0)
+    for ax in values:
+        assert ax.get_ylim() == pytest.approx((25.0 - rim, high + rim))
+        shown = [label for label in ax.get_yticklabels() if label.get_visible()]
+        assert shown or ax is not values[0]
+    crosses = [line.get_ydata()[0] for ax in values for line in ax.get_lines() if line.get_marker() == "x"]
+    assert crosses == pytest.approx([25.0 - rim])  # a run that diverged ends at the frame
+    assert losses == 2 or len({ax.get_ylim() for ax in terms}) > 1
 
 
 @pytest.mark.parametrize("scale", ["linear", "log"])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.report.frames import prepare
-from harness.report.latex import LONG, document, escape, render
+from harness.report.latex import LONG, escape, render
 from harness.report.layouts import LAYOUTS, Numbers, build
 from harness.report.view import Block, Column, Entry, Head, Row, TableView
 
@@ -117,13 +117,17 @@ def test_headings_span_their_columns_with_the_direction():
     assert check(bare)[-1] == ["1.00", "2.0", "3.00"]
 
 
-def test_a_long_table_breaks_over_pages_and_labels_differ():
-    long = table([f"loss {i}" for i in range(LONG)])
+def test_a_long_table_comes_in_parts_of_a_page_and_labels_differ():
+    names = [f"loss {i}" for i in range(LONG)]
+    long = table(names)  # a block of 45 rows under a heading, and one of a single row without
     text = render([long, long, table(["dice"])])
-    assert text.count(r"\begin{longtable}") == 2 and text.count(r"\begin{tabular}") == 1
+    assert text.count(r"\begin{table}") == 5 and text.count("(2 of 2)}") == 2
     labels = re.findall(r"\\label\{(.*?)\}", text)
-    assert len(set(labels)) == 3 == len(labels)
-    assert len(check(text)) == 2 * (LONG + 4) + 5
+    assert len(set(labels)) == 5 == len(labels)
+    rows = check(text)
+    assert len(rows) == 2 * ((2 + LONG - 1) + (2 + 1 + 2 + 1)) + 5  # the heading of the block stands in both parts
+    first = [r[0] for r in rows[: 2 + LONG - 1 + 6] if len(r) == 4 and r[0].startswith("loss")]
+    assert first == [*names, names[0]]
 
 
 def test_a_layout_that_is_a_sentence_has_no_table():
@@ -181,11 +185,20 @@ def test_every_layout_reads_well(frame, layout):
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex; the strict check above runs everywhere")
-def test_pdflatex_compiles_every_layout_and_every_name(frame, tmp_path):
-    views = [v for name in LAYOUTS for v in build(grid(frame), name)]
+@pytest.mark.parametrize(
+    ("kind", "packages"), [("article", "booktabs"), ("article", "booktabs,xcolor"), ("[twocolumn]article", "booktabs")]
+)
+def test_pdflatex_compiles_every_layout_and_every_name(frame, tmp_path, kind, packages):
+    numbers = grid(frame)
+    views = [v for name in LAYOUTS for v in build(numbers, name)]
     views += [table([n, "dice", n]) for n in HOSTILE] + [table([f"x{i}" for i in range(60)])]
     views = [replace(v, title=v.title[:80]) for v in views]
-    (tmp_path / "t.tex").write_text(document(views), encoding="ascii")
+    option, _, name = kind.rpartition("]")
+    head = f"\\documentclass{option + ']' if option else ''}{{{name}}}\n\\usepackage{{{packages}}}\n"
+    body = render(views).replace(
+        "\n\\begin{table}", "\n\\clearpage\n\\begin{table}"
+    )  # LaTeX holds few floats at a time
+    (tmp_path / "t.tex").write_text(f"{head}\\begin{{document}}\n{body}\\end{{document}}\n", encoding="ascii")
     done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"],
         cwd=tmp_path,
@@ -193,3 +206,4 @@ def test_pdflatex_compiles_every_layout_and_every_name(frame, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stdout[-3000:]
+    assert "Float too large" not in done.stdout

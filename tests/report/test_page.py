@@ -113,7 +113,8 @@ def test_curves_of_validation_are_numbers_too_in_per_cent_and_never_logarithmic(
     html = write_report("T", "", cells, cases, curves, tmp_path).read_text(encoding="utf-8")
     section = html[html.index('<section id="validation"') :]
     found = json.loads(unescape(re.search(r"data-charts='([^']*)'", section).group(1)))
-    assert found["label"] == "validation DSC (%)"
+    assert found["label"] == "validation DSC (%)" and found["alike"]
+    assert '"alike":false' in unescape(html[: html.index('<section id="validation"')])  # of the loss
     assert found["title"] == "DSC of the validation cases per epoch on synapse"
     (model,) = found["models"]
     assert model["lines"] == [{"loss": 0, "runs": 1, "x": [0, 1], "y": [0.1, 90.0]}]

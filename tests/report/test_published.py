@@ -155,11 +155,12 @@ def test_settings_of_table_5_are_matched_by_their_arguments(frame):
 
 
 def test_jadon_takes_the_one_class_whatever_its_name(frame):
-    frame.cell("ce", dataset="nfbs").case("ce", 0.96, dataset="nfbs", **{"class": "brain"})
+    at = {"dataset": "nfbs", "model": "jadon_unet"}
+    frame.cell("ce", **at).case("ce", 0.96, **at, **{"class": "brain"})
     view = view_of(frame, "jadon2020_table3_nfbs")
     ((row,),) = [b.rows for b in view.blocks]
     assert [c.show(e) for c, e in zip(view.columns, row.entries, strict=True)] == ["0.960", "0.968", "\u22120.008"]
-    frame.case("ce", 0.9, dataset="nfbs", **{"class": "skull"})
+    frame.case("ce", 0.9, **at, **{"class": "skull"})
     two = view_of(frame, "jadon2020_table3_nfbs")
     assert two.columns == () and "2 classes were measured, and the paper has one" in set(two.frame["why"])
 
@@ -230,6 +231,8 @@ def test_a_schedule_is_the_same_by_name_and_in_full():
     assert match_loss(["gsl(alpha=a)", "gsl(alpha=b)"], table, "Linear", {}, specs) == ("gsl(alpha=a)", "")
     assert match_loss(["gsl(alpha=a)", "gsl(alpha=b)"], table, "Step - 5", {}, specs) == ("gsl(alpha=b)", "")
     assert match_loss(["gsl(alpha=a)"], table, "Cosine", {}, specs)[0] is None
+    shown = ["gsl(alpha=linear)", "gsl(alpha=step(1→0, every 5))", "gsl(alpha=step(1→0, every 25))"]
+    assert match_loss(shown, table, "Step - 25", {}) == (shown[2], "")  # by what a label shows alone
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -242,6 +245,47 @@ def test_every_row_of_a_published_table_has_a_name_here(name):
     assert set(table.classes) <= set(rows.get("class", rows.get("task")))
     for column in ("value", "mean", "std"):
         assert rows.get(column, pd.Series(dtype=str)).astype(float).notna().all()
+
+
+SUITES = sorted(p.stem for p in packed("suites").glob("*.yaml") if "published:" in p.read_text(encoding="utf-8"))
+COUNTED = {"tp": 8.0, "fp": 1.0, "fn": 1.0, "tn": 90.0}
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_every_row_of_the_table_that_a_suite_names_finds_its_cell(frame, found_data, name):
+    """A record of every cell, made up: models, losses, classes and data sets of the suite are those of the table."""
+    suite = load_suite(packed("suites") / f"{name}.yaml", root=found_data)
+    published = suite.spec.report.published
+    table, _ = published_table(published)
+    specs = {c.loss_label: c.loss for c in suite.cells}
+    metrics = [m for m in suite.spec.metrics if m != "miou"]
+    for cell in suite.cells:
+        if cell.seed != suite.cells[0].seed or cell.data["fold"] not in (None, 0):
+            continue
+        at = {
+            "dataset": cell.dataset,
+            "model": cell.model_label,
+            "split": cell.data["split"],
+            "fold": cell.data["fold"],
+        }
+        frame.cell(cell.loss_label, cell.seed, **at)
+        manifest = suite.manifests[cell.dataset]
+        for measured in manifest.measured:
+            for metric, value in (dict.fromkeys(metrics, 0.8) | COUNTED).items():
+                unit = "mm" if metric in ("hd95", "asd") else "voxels" if metric in COUNTED else "1"
+                row = at | {"class": measured, "metric": metric, "unit": unit}
+                frame.case(cell.loss_label, value, seed=cell.seed, **row)
+    pooled = [m for m in suite.spec.metrics if m == "miou"]
+    view = compare(Numbers(prepare(*frame.frames, pooled)), published, specs)
+    found, have = view.frame, set(suite.manifests)
+    there = [d for d, ours in table.data.items() if have & ({ours} if isinstance(ours, str) else {*ours})]
+    assert there
+    own, other = found[found["dataset"].isin(there)], found[~found["dataset"].isin(there)]
+    allowed = {""} | {w for w in own["why"] if w.startswith("the paper's unit is not stated, ours is")}
+    assert set(own["why"]) <= allowed and own["measured"].notna().all(), own[~own["why"].isin(allowed)].to_string()
+    assert own["our_loss"].nunique() == len(specs), "a loss of the suite is not in the table"
+    assert set(own["our_model"]) == {c.model_label for c in suite.cells}
+    assert all(why.startswith("the suite has no data set") for why in other["why"])
 
 
 def test_no_published_table_is_without_names():

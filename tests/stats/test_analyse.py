@@ -60,6 +60,8 @@ def test_equivalent_needs_a_rope_and_the_interval_inside_it(drawn):
         (Setting(2, 2, 20), "two losses with two runs"),
         (Setting(4, 1, 20, 2), "two folds"),
         (Setting(4, 3, 1), "fewer than two patients"),
+        (Setting(4, 3, 2), "2 patients are too few"),
+        (Setting(4, 3, 5), "5 patients are too few"),
     ],
 )
 def test_where_no_verdict_can_hold_there_is_none_and_the_reason_is_given(drawn, setting, words):

@@ -2,7 +2,7 @@
 
 A reader finds the cases, says what is missing, reads one case and writes one in exactly the form that it reads; it
 knows nothing of training. A data set in one of these layouts needs a manifest and no code; a new layout is one more
-file here and one line in `harness.data.manifest.LAYOUTS`.
+file here and one line in `harness.data.manifest_file.LAYOUTS`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import inspect
 from pathlib import Path
 
 from harness.data.layouts.base import IGNORE, Reader, Volume
-from harness.data.manifest import LAYOUTS, Manifest
+from harness.data.manifest import Manifest
+from harness.data.manifest_file import LAYOUTS
 from harness.resolve import load
 
 __all__ = ["IGNORE", "Reader", "Volume", "reader_of"]

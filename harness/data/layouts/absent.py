@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from harness.data.cases import Found
 from harness.data.layouts.base import is_there, listed
 from harness.data.manifest import Manifest
+from harness.errors import BenchError
 
 SHOWN = 4  # names of files beside a missing one
+TRIED = 50  # folders in which a data set is looked for that is not where it should be
 
 
 def absence(manifest: Manifest, root: Path | None, absent: Sequence[Path]) -> str:
@@ -30,6 +33,41 @@ def absence(manifest: Manifest, root: Path | None, absent: Sequence[Path]) -> st
     return (
         f"{manifest.name}: {first} is not there{more}. {hint}{obtain} Then name its folder with --data or BENCH_DATA."
     )
+
+
+def none_found(manifest: Manifest, root: Path) -> str:
+    """Sentences about a folder of data in which no case of a data set with `cases: found` lies.
+
+    Args:
+        manifest: The data set.
+        root: Folder of data in which they were looked for.
+
+    Returns:
+        Where they were looked for, where they lie instead, and how to obtain the data.
+    """
+    options = manifest.layout[1]
+    place = root / str(options.get("folder") or options.get("label", ""))
+    obtain = " ".join(manifest.spec.obtain.split())
+    return f"{root} holds no case of {manifest.name}: looked for {place}. {_other_root(manifest, root)}{obtain}"
+
+
+def _other_root(manifest: Manifest, root: Path) -> str:
+    """Whether the folder that has them is one deeper, as is an archive in a folder of its own name, or one higher."""
+    if not is_there(root):
+        return f"There is no folder {root}. "
+    for inner in sorted(p for p in listed(root) if p.is_dir())[:TRIED]:
+        if _has_cases(manifest, inner):
+            return f"They lie one folder deeper: name {inner} with --data. "
+    above = root.absolute().parent
+    return f"{root} is one folder too deep: name {above} with --data. " if _has_cases(manifest, above) else ""
+
+
+def _has_cases(manifest: Manifest, root: Path) -> bool:
+    from harness.data.layouts import reader_of
+
+    with contextlib.suppress(BenchError):
+        return bool(reader_of(manifest, root).cases())
+    return False
 
 
 def hint_of(manifest: Manifest, root: Path | None, absent: Sequence[Path]) -> str:

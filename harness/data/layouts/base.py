@@ -191,7 +191,7 @@ def remap(
         BenchError: A value is not whole, or is not in the manifest.
     """
     if values.dtype.kind == "f":
-        if not np.equal(values, np.round(values)).all():
+        if not (np.isfinite(values) & np.equal(values, np.round(values))).all():
             raise BenchError(f"{path}: label values are not whole numbers.")
         values = values.astype(np.int64)
     spec, same = manifest.spec, merge or {}
@@ -229,16 +229,18 @@ def file_values(manifest: Manifest, label: NDArray[np.uint8], ignore: int | None
     """
     values = list(manifest.spec.labels.values())
     hidden = manifest.spec.ignore if ignore is None else ignore
-    largest = max([*values, hidden or 0])
-    table = np.full(256, -1, np.int64)
-    table[: len(values) + 1] = [0, *values]
+    known = [0, *values, *([] if hidden is None else [hidden])]
+    table, has = np.zeros(256, np.int64), np.zeros(256, bool)
+    table[: len(values) + 1], has[: len(values) + 1] = [0, *values], True
     if hidden is not None:
-        table[IGNORE] = hidden
+        table[IGNORE], has[IGNORE] = hidden, True
     out = table[label]
-    if (out < 0).any():
-        strange = int(label[out < 0].max())
+    if not has[label].all():
+        strange = int(label[~has[label]].max())
         raise BenchError(
             f"{manifest.name}: a label to write holds the index {strange}; the manifest has classes 1 to {len(values)}"
             f"{'' if hidden is not None else ' and no `ignore`'}."
         )
-    return out.astype(np.uint8 if largest <= 255 else np.int16)
+    kinds = (np.uint8, np.int16, np.int32, np.int64)
+    fits = (k for k in kinds if np.iinfo(k).min <= min(known) and max(known) <= np.iinfo(k).max)
+    return out.astype(next(fits))

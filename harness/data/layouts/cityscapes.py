@@ -76,6 +76,8 @@ class Cityscapes:
                 f"{image_path}: the image has {by(image.shape[:2])} pixels (y, x) and its label {label_path.name} "
                 f"has {by(label.shape)}; they must be the same grid."
             )
+        if label.dtype != np.uint8:
+            raise BenchError(f"{label_path}: pixels of the type {label.dtype.name}, expected label values of 8 bits.")
         table = np.full(256, IGNORE, np.uint8)
         for index, value in enumerate(self._manifest.spec.labels.values(), start=1):
             table[value] = index

@@ -84,9 +84,14 @@ def _checked(manifest: Manifest, merge: Any) -> dict[int, int]:
             ("layout", "files", "merge"), f"expected label value: value it counts as, found {merge!r}."
         )
     labels = set(manifest.spec.labels.values())
+    spec = manifest.spec
     for value, target in merge.items():
         if target not in labels or value in labels or value == 0:
             raise manifest.file.error(
                 ("layout", "files", "merge"), f"{value}: {target} must map a value without a class to one in `labels`."
+            )
+        if value in spec.drop or value == spec.ignore:
+            raise manifest.file.error(
+                ("layout", "files", "merge"), f"value {value} is also in `drop` or `ignore`; keep one of the two."
             )
     return merge

@@ -14,17 +14,21 @@ from harness.data.layouts.base import Volume, check_not_empty, file_values, is_t
 from harness.data.manifest import Manifest
 from harness.errors import BenchError
 from harness.imagefiles import (
+    JPEG,
     META,
     NIFTI,
     PICTURES,
     by,
     check_bmp,
+    check_jpeg,
     check_meta,
     ending_of,
     has_palette,
     nifti_header,
     quiet,
     readable,
+    stated,
+    stored_type,
 )
 from harness.imagefiles import read_nifti as read_stored
 
@@ -74,10 +78,18 @@ def assemble(
     return Volume(
         np.stack(channels),
         remap(manifest, sitk.GetArrayFromImage(truth), label, merge),
-        manifest.spacing_of(case, truth.GetSpacing()[::-1]),
+        manifest.spacing_of(case, truth.GetSpacing()[::-1] if _states_spacing(label) else None),
         truth.GetOrigin(),
         truth.GetDirection(),
     )
+
+
+def _states_spacing(label: Path) -> bool:
+    """Whether a file says how large its voxels are; ITK gives 1 mm to one that does not."""
+    if not ending_of(label):
+        return True  # a format whose header is not looked into here, such as DICOM, which always states it
+    with readable(label):
+        return bool(stated(label, 3).spacing)
 
 
 def _channels(path: Path, image: Any, label: Path, truth: Any) -> list[NDArray[np.float32]]:
@@ -115,6 +127,8 @@ def read_image(path: Path, *, palette: bool = False) -> Any:
     if not is_there(path):
         raise BenchError(f"{path}: no such file.")
     if path.is_dir():
+        if ending_of(path):
+            raise BenchError(f"{path}: is a folder, expected a file of this name.")
         return _read_series(path)
     with readable(path), quiet():
         check_not_empty(path)
@@ -125,6 +139,8 @@ def read_image(path: Path, *, palette: bool = False) -> Any:
             check_meta(path)
         elif ending == ".bmp":
             check_bmp(path)
+        elif path.suffix.lower() in JPEG:
+            check_jpeg(path)
         numbers = _numbers_of(path, palette) if ending in PICTURES else None
         if numbers is not None:
             return sitk.GetImageFromArray(numbers)
@@ -150,7 +166,7 @@ def _numbers_of(path: Path, palette: bool) -> NDArray[Any] | None:
 def _check_nifti(path: Path) -> None:
     """Refuse what ITK reads without a word, or refuses in many: truncation, NaN, odd types, sides and directions."""
     header = nifti_header(path)
-    kind = header.get_data_dtype()
+    kind = stored_type(header)
     if kind.kind not in "iuf" or kind.itemsize > 8:
         raise BenchError(
             f"{path}: holds numbers of the type {kind.name if kind.names is None else 'colours (RGB)'}, expected "
@@ -272,6 +288,8 @@ def write_image(path: Path, channels: NDArray[Any], volume: Volume) -> None:
     """
     import SimpleITK as sitk
 
+    if path.suffix.lower() in JPEG:
+        raise BenchError(f"{path}: a JPEG does not keep the values it is given; a phantom needs .png or another one.")
     path.parent.mkdir(parents=True, exist_ok=True)
     values = _smallest(path, channels)
     picture = ending_of(path) in PICTURES

@@ -108,6 +108,8 @@ class SynapseNpz:
                 f"{path}: the image has {by(image.shape)} voxels and its label {by(label.shape)}; expected the same "
                 "three axes (z, y, x)."
             )
+        if not image.size:
+            raise BenchError(f"{path}: {by(image.shape)} voxels (z, y, x): there is nothing in it.")
         if not np.isfinite(image).all():
             raise BenchError(f"{path}: holds values that are not finite numbers.")
         spacing = self._manifest.spacing_of(case, None)
@@ -176,6 +178,8 @@ def _hdf5(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
             for key in ("image", "label"):
                 if key not in file:
                     raise BenchError(f"{path}: has no array {key!r}; it holds {', '.join(file) or 'nothing'}.")
+                if not isinstance(file[key], h5py.Dataset):
+                    raise BenchError(f"{path}: {key!r} is a group, expected an array.")
             return _numbers(path, file["image"][()]), _numbers(path, file["label"][()])
 
 
@@ -197,7 +201,10 @@ def _npz(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
     try:
         with readable(path):
             check_not_empty(path)
-            with np.load(path, allow_pickle=False) as arrays:
+            opened = np.load(path, allow_pickle=False)
+            if isinstance(opened, np.ndarray):
+                raise BenchError(f"{path}: is a single array (.npy) under this name, expected an npz of two.")
+            with opened as arrays:
                 for key in ("image", "label"):
                     if key not in arrays:
                         raise BenchError(f"{path}: has no array {key!r}; it holds {', '.join(arrays) or 'nothing'}.")

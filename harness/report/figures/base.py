@@ -245,7 +245,7 @@ def grid(figure: Figure, count: int, across: int, *, sharex: bool = False, share
     """`count` panels in rows of `across`; where the axis is shared, the lowest panel of each column has its numbers.
 
     The panels' axes do not know of each other, which costs seconds with fifty of them: where the caller does not set
-    the limits of a shared axis, it calls `alike`.
+    the limits of a shared axis, it calls `alike` (for the horizontal one).
     """
     down = math.ceil(count / across)
     axes = list(figure.subplots(down, across, squeeze=False).flat)

@@ -79,7 +79,7 @@ def cost_gain(frames: Frames, group: str, folder: Path, name: str) -> SuitePictu
             ax.set(title=short(model, 40), xlabel="time per training step (ms)", ylabel="" if i % across else "DSC (%)")
         legend(figure, named, [Line2D([], [], linestyle="", markersize=6, **_mark(look[x])) for x in named])
         svg = save(figure, folder, name, title)
-    several = frames.cells["seed"].nunique() > 1
+    several = any(bool(p[["ms_sd", "score_sd"]].gt(0).any(axis=None)) for p in points.values())
     devices = {d for d in frames.cells.loc[frames.cells["group"] == group, "device"] if d}
     caption = (
         "Mean over runs"

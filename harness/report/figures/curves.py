@@ -162,10 +162,10 @@ def _by_model(
     figure = Figure(figsize=size, layout="constrained")
     axes = grid(figure, len(models), across, sharey=not kind.logged)
     look = looks(frames.losses)
-    logged = False
+    logged, limits = False, None if kind.logged else _limits(rows)
     for i, (ax, model) in enumerate(zip(axes, models, strict=True)):
         own = rows[rows["model"] == model]
-        logged |= curve_panel(ax, [(look[x], own[own["loss"] == x]) for x in losses], logged=kind.logged)
+        logged |= curve_panel(ax, [(look[x], own[own["loss"] == x]) for x in losses], logged=kind.logged, limits=limits)
         ax.set(title=short(model, 44), xlabel="epoch", ylabel="" if i % across else kind.label)
     legend(figure, losses, [Line2D([], [], linewidth=1.5, markersize=4, **look[x].line()) for x in losses])
     return figure, logged
@@ -179,11 +179,11 @@ def _by_loss(
     axes = grid(figure, len(losses), across, sharex=True, sharey=not kind.logged)
     # without markers in so small a panel, dashes must tell the models apart
     look = {m: x._replace(dashes=DASHES[i % len(DASHES)]) for i, (m, x) in enumerate(looks(frames.models).items())}
-    logged = False
+    logged, limits = False, None if kind.logged else _limits(rows)
     parts = dict(iter(rows.groupby(["loss", "model"], sort=False)))
     for ax, loss in zip(axes, losses, strict=True):
         pairs = [(look[m], parts[loss, m]) for m in models if (loss, m) in parts]
-        logged |= curve_panel(ax, pairs, logged=kind.logged, small=True)
+        logged |= curve_panel(ax, pairs, logged=kind.logged, small=True, limits=limits)
         ax.set_title(short(loss, 27), fontsize=7.5, fontweight="normal")
     alike(axes)
     for ax in lowest(axes, across):
@@ -193,8 +193,22 @@ def _by_loss(
     return figure, logged
 
 
+def _limits(rows: pd.DataFrame) -> tuple[float, float]:
+    """The one vertical scale of panels that are compared: what the runs that are ok span, else all runs."""
+    ok = rows.loc[rows["status"] == "ok", "value"]
+    known = ok if len(ok) else rows["value"]
+    low, high = float(known.min()), float(known.max())
+    rim = 0.05 * (high - low or abs(high) or 1.0)
+    return low - rim, high + rim
+
+
 def curve_panel(
-    ax: Axes, parts: Sequence[tuple[Look, pd.DataFrame]], *, logged: bool = True, small: bool = False
+    ax: Axes,
+    parts: Sequence[tuple[Look, pd.DataFrame]],
+    *,
+    logged: bool = True,
+    small: bool = False,
+    limits: tuple[float, float] | None = None,
 ) -> bool:
     """Lines of `value` over `epoch`: mean over the runs that are ok, and each diverged run on its own.
 
@@ -203,6 +217,7 @@ def curve_panel(
         parts: Look and rows of each line: epoch, value, status, train_id.
         logged: Whether the axis may be logarithmic.
         small: A panel of many: no markers, few ticks.
+        limits: Of the vertical axis; without them those of the runs that are ok.
 
     Returns:
         Whether the axis is logarithmic.
@@ -233,11 +248,11 @@ def curve_panel(
     elif small:
         ax.yaxis.set_major_locator(MaxNLocator(3))
     ax.autoscale_view()
-    limits = ax.get_ylim() if values is not None else (-math.inf, math.inf)
+    limits = limits or (ax.get_ylim() if values is not None else (-math.inf, math.inf))
     for look, rows in parts:
         for _, one in rows[rows["status"] == "diverged"].groupby("train_id", sort=False):
             _diverged(ax, one, look.colour, limits)
-    if values is not None:
+    if math.isfinite(limits[0]):
         ax.set_ylim(limits)  # a run that diverges leaves the frame rather than flattening the others
     ax.set(xlabel="", ylabel="")
     ax.xaxis.set_major_locator(MaxNLocator(3 if small else 8, integer=True))

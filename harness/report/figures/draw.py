@@ -6,10 +6,12 @@ import multiprocessing
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from harness.errors import BenchError
 from harness.processes import cores
 from harness.report.figures.base import Picture
 from harness.report.figures.cases import case_map, dice_distribution
@@ -86,6 +88,11 @@ def _drawn(tasks: Sequence[Task], cells: int) -> Iterator[Iterable[Picture | Non
     try:
         with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
             yield pool.map(_draw, range(len(tasks)))
+    except BrokenProcessPool:
+        raise BenchError(
+            f"report: a process that drew figures was ended from outside, often for too little memory; {workers} drew "
+            "at once. Run it again with fewer cores (taskset) or more memory."
+        ) from None
     finally:
         _tasks = ()
 

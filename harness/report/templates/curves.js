@@ -26,10 +26,13 @@
     return out.length > 1 ? out : ticks(low, high, 4);
   };
 
-  const chart = (model, losses, hidden, title, label) => {
+  // what diverged leaves the frame, as in the figure
+  const drawn = model => model.lines.length ? model.lines : model.diverged;
+
+  const chart = (model, scale, losses, hidden, title, label) => {
     const up = model.log ? Math.log10 : value => value, down = model.log ? v => 10 ** v : v => v;
-    const all = model.lines.length ? model.lines : model.diverged;  // what diverged leaves the frame, as in the figure
-    const xs = all.flatMap(line => line.x), ys = all.flatMap(line => [...(line.lo ?? line.y), ...(line.hi ?? line.y)]).map(up);
+    const xs = drawn(model).flatMap(line => line.x);
+    const ys = scale.flatMap(drawn).flatMap(line => [...(line.lo ?? line.y), ...(line.hi ?? line.y)]).map(up);
     const span = (values, rim) => {
       const low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
       const more = (high - low || Math.abs(high) || 1) * rim;
@@ -181,8 +184,8 @@
   };
 
   document.querySelectorAll(".charts").forEach(host => {
-    const { title, label, losses, models } = JSON.parse(host.dataset.charts), hidden = new Set();
-    const made = models.map(model => chart(model, losses, hidden, `${title}, ${model.name}`, label));
+    const { title, label, alike, losses, models } = JSON.parse(host.dataset.charts), hidden = new Set();
+    const made = models.map(model => chart(model, alike ? models : [model], losses, hidden, `${title}, ${model.name}`, label));
     const legend = make("div", { class: "legend", role: "group", "aria-label": "Losses shown" });
     losses.forEach((loss, k) => {
       const button = make("button", { type: "button", "aria-pressed": "true" }, swatch(loss), loss.name);

@@ -1,0 +1,108 @@
+"""The functions behind the command line, for notebooks and scripts.
+
+    from harness.api import load_records, load_suite, plan, rank, run
+
+    suite = load_suite("suites/quickstart.yaml", quick=True)
+    run(suite)                              # what is missing; returns the records
+    cells, cases, curves, notes = load_records(suite)
+    found = rank(["my_loss.py:MyLoss"], suite)
+
+Worker processes are started afresh: a script calls `run` and `rank` under `if __name__ == "__main__":`.
+Nothing here imports torch before it is needed. Every mistake of the caller is a `harness.errors.BenchError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.cell import Place
+from harness.launch import run_entries
+from harness.plan import Entry, make_plan, to_rerun
+from harness.ranking.rank import rank
+from harness.records import RunRecord
+from harness.rows import Tables, frames
+from harness.store import Home
+from harness.suite import Suite, load_suite
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["load_records", "load_suite", "plan", "rank", "run"]
+
+Folder = str | Path
+Folders = Folder | Sequence[Folder]
+
+
+def plan(suite: Suite, *, out: Folders = "runs", reports: Folder = "reports", only: Sequence[str] = ()) -> list[Entry]:
+    """Every cell of a suite with its state, from records alone.
+
+    Args:
+        suite: From `load_suite`.
+        out: Folder of results, or several: of equally good records that of the first is taken.
+        reports: Folder whose `*/records/` hold committed or imported records.
+        only: Filters `key=glob` with key loss, model, dataset, seed or fold.
+
+    Raises:
+        BenchError: A filter is malformed or matches no cell, or one of several folders does not exist.
+    """
+    return make_plan(suite, folders(out), Path(reports), only)
+
+
+def run(
+    suite: Suite,
+    *,
+    data: Folder | None = None,
+    out: Folder = "runs",
+    reports: Folder = "reports",
+    only: Sequence[str] = (),
+    rerun: str | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    fail_fast: bool = False,
+    console: Console | None = None,
+) -> list[RunRecord]:
+    """Train and measure the cells of a suite that have no record; returns the records of those that were started.
+
+    Args:
+        suite: From `load_suite`.
+        data: Folder of data sets.
+        out: Folder of results.
+        reports: Folder whose `*/records/` hold committed or imported records.
+        only: As in `plan`.
+        rerun: Also run cells of this state again: "diverged", "stale" or "all".
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        workers: Processes; all cores by default, one on a GPU.
+        fail_fast: Start nothing more after the first cell that failed.
+        console: For progress; the terminal by default.
+
+    Raises:
+        BenchError: The data is not there, or a folder takes no files.
+        KeyboardInterrupt: After Ctrl-C, when all checkpoints are written.
+    """
+    todo = to_rerun(plan(suite, out=out, reports=reports, only=only), rerun)
+    place = Place(Path(out).resolve(), Path(data).resolve() if data is not None else None)
+    return run_entries(
+        todo, place, reports=Path(reports), device=device, workers=workers, fail_fast=fail_fast, console=console
+    )
+
+
+def load_records(suite: Suite, *, out: Folders = "runs", reports: Folder = "reports") -> Tables:
+    """What the records of a suite hold, as data frames: one row per cell, per case and metric, per epoch.
+
+    Args:
+        suite: From `load_suite`.
+        out: Folder of results, or several.
+        reports: Folder whose `*/records/` hold committed or imported records.
+
+    Returns:
+        `cells`, `cases`, `curves`, and `notes`, a sentence for each damaged file, whose rows are left out.
+    """
+    entries = plan(suite, out=out, reports=reports)
+    return frames(entries, Home(folders(out)[0].resolve(), suite.name))
+
+
+def folders(out: Folders) -> list[Path]:
+    """One or several folders as a list."""
+    return [Path(out)] if isinstance(out, (str, Path)) else [Path(one) for one in out]

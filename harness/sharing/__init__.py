@@ -1,0 +1,1 @@
+"""Records that travel: packed with digests, read with suspicion, laid beside what is there. No torch."""

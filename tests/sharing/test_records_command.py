@@ -1,0 +1,120 @@
+"""`bench records` as a user meets it: from one machine to another that has no data."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Toy  # type: ignore[attr-defined]
+from shared import contents_of, make_archive, make_cell, repacked
+
+from harness.cli import main
+
+
+def bench(*args: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "harness", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=os.environ, timeout=120)
+
+
+def test_the_same_leaderboard_on_a_machine_without_the_data(toy: Toy, tmp_path: Path) -> None:
+    suite = toy.suite("seeds: 1", "seeds: 2")
+    done = toy.bench("run", suite)
+    assert done.returncode == 0, done.stdout + done.stderr
+    here = toy.folder
+    packed = bench("records", "export", suite, "--to", "toy.zip", "--data", "data", "--json", folder=here)
+    told = json.loads(packed.stdout)
+    assert (told["cells"], told["left_out"], told["stale"]) == (4, {}, 0)
+    assert not [n for n in contents_of(here / "toy.zip") if n.endswith((".pt", ".gz", ".txt"))]
+
+    there = here / "elsewhere"
+    there.mkdir()
+    for name in ("toy.yaml", suite.name, "toy.zip"):
+        shutil.copy(here / name, there / name)
+    taken = bench("records", "import", "toy.zip", "--digest", told["digest"], folder=there)
+    assert taken.returncode == 0 and "toy: 4 new, 0 there already, 0 not taken" in taken.stdout
+    assert "made with: " in taken.stdout and "(4 cells)" in taken.stdout
+    report = bench("report", suite.name, folder=there)
+    assert report.returncode == 0, report.stderr
+    tables = sorted(p.name for p in (here / "reports/toy/tables").glob("*.csv"))
+    assert "tiers.csv" in tables and "survey_table.csv" in tables
+    for name in tables:
+        ours, theirs = ((place / "reports/toy/tables" / name).read_text() for place in (here, there))
+        assert ours == theirs, name
+
+
+def run(*args: str | Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    code = main(["records", *map(str, args)])
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+def test_import_as_json_and_by_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_archive(tmp_path)
+    code, _, error = run("import", "a.zip", "--digest", "sha256:" + "0" * 64, capsys=capsys)
+    assert code == 2 and "these are other records" in error and not Path("reports").exists()
+    code, out, _ = run("import", "a.zip", "--json", capsys=capsys)
+    told = json.loads(out)
+    assert code == 0 and (told["imported"], told["present"], told["kept"]) == (1, 0, [])
+    assert told["environments"] == [{"bench": "0.1.0", "torch": "2.13.0", "device": "cpu", "threads": 1, "cells": 1}]
+    assert Path("reports/toy/records", make_cell().train_id).is_dir() and told["to"] == "reports/toy/records"
+    code, out, _ = run("import", "a.zip", "--to", "mine", "--digest", told["digest"], capsys=capsys)
+    assert code == 0 and Path("mine", make_cell().train_id).is_dir()
+
+
+def test_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    one, two = make_cell(), make_cell(seed=1)
+    make_archive(tmp_path, one, to="a.zip", value=0.9)
+    make_archive(tmp_path, one, two, to="b", value=0.8)
+    code, out, _ = run("merge", "a.zip", "b", "--to", "both.zip", capsys=capsys)
+    assert code == 0 and "toy: 2 cells in both.zip" in out
+    assert "b: 1 new, 0 there already, 1 not taken" in out
+    assert "not taken: dice / unet / toy / seed 0: trained there, with other weights; what is there stays" in out
+    merged = contents_of(Path("both.zip"))
+    cases = f"{one.train_id}/{one.eval_id}/cases.csv"
+    assert b",0.9," in merged[cases] and len(merged) == 9
+    code, _, error = run("merge", "a.zip", "b", "--to", "both.zip", capsys=capsys)
+    assert code == 2 and "is there already" in error
+    code, out, _ = run("merge", "both.zip", "a.zip", "--to", "folder", "--json", capsys=capsys)
+    told = json.loads(out)
+    assert [s["present"] for s in told["sources"]] == [0, 1] and told["cells"] == 2
+    code, _, error = run("merge", "a.zip", "--to", "c.zip", capsys=capsys)
+    assert code == 2 and "two archives" in error
+    other = contents_of(Path("a.zip"))
+    manifest = other.pop("manifest.json").replace(b'"suite": "toy"', b'"suite": "other"')
+    repacked(Path("o.zip"), other, manifest)
+    code, _, error = run("merge", "a.zip", "o.zip", "--to", "c.zip", capsys=capsys)
+    assert code == 2 and "is of the suite other" in error and not Path("c.zip").exists()
+
+
+def test_importing_runs_no_code_and_imports_no_torch(tmp_path: Path) -> None:
+    """The record names a loss in a file that lies where the command runs: reading the record must not touch it."""
+    (tmp_path / "evil.py").write_text("open('ran', 'w').close()\n\nclass Loss:\n    open('ran', 'w').close()\n")
+    make_archive(tmp_path, make_cell("evil.py:Loss"), make_cell("evil:Loss"))
+    script = (
+        "import sys; from harness.cli import main; code = main(['records', 'import', 'a.zip']); "
+        "print(sorted(m for m in ('torch', 'pickle_', 'evil', 'monai') if m in sys.modules)); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=120, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 new" in done.stdout and done.stdout.endswith("[]\n")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_refusal_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    whole = make_archive(tmp_path).read_bytes()
+    (tmp_path / "b.zip").write_bytes(whole[: len(whole) // 2])
+    done = bench("records", "import", "b.zip", folder=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "bench: b.zip: is no zip file of `bench records export`, or is cut off; fetch it again.\n"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zip", "a.zip.results", "b.zip"]

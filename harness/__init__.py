@@ -1,7 +1,7 @@
 """A benchmark of loss functions for medical and semantic image segmentation.
 
-`harness.load_suite`, `harness.run`, `harness.load_records` and `harness.rank` are those of `harness.api`, which has `plan`,
-too. They are imported when they are asked for.
+`harness.load_suite`, `harness.run`, `harness.load_records` and `harness.rank` are those of `harness.api`, which has
+`plan`, too. They are imported when they are asked for.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -21,7 +21,7 @@ from harness.optim import learning_groups
 from harness.seeds import seed_of
 from harness.yamlfile import YamlFile, nearest
 
-__all__ = ["Loss", "LossAdapter", "loss_module"]
+__all__ = ["Loss", "LossAdapter", "canonical", "loss_module"]
 
 Loss = str | Mapping[str, Any] | nn.Module
 """`"dice"`, `"my_loss.py:MyLoss"`, `"tversky: {fn_weight: 0.7}"`, an entry of a suite's `losses` (also a `sum`), the
@@ -252,10 +252,15 @@ def loss_module(loss: Loss, facts: Mapping[str, Any], ignore_index: int | None) 
             raise BenchError(f"{type(loss).__name__} is made already: give {next(iter(facts))!r} to its constructor.")
         return loss
     has_ignored = ignore_index is not None
-    return build_loss(_canonical(loss), {"ignore_index": IGNORE, **facts, "has_ignored": has_ignored})
+    return build_loss(canonical(loss), {"ignore_index": IGNORE, **facts, "has_ignored": has_ignored})
 
 
-def _canonical(loss: str | Mapping[str, Any]) -> Mapping[str, Any]:
+def canonical(loss: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    """The specification that `harness.losses.build.build_loss` takes; a file is looked for in the working directory.
+
+    Raises:
+        BenchError: There is no such loss or argument, or it is several.
+    """
     if isinstance(loss, str):
         return specify(loss)
     terms = loss.get("sum")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import BenchError
-from harness.integrations.adapter import Loss, LossAdapter, loss_module
+from harness.integrations.adapter import Loss, LossAdapter, canonical, loss_module
 
 __all__ = ["ForNNUNet", "nnunet_trainer", "to_nnunet"]
 
@@ -111,7 +111,8 @@ def nnunet_trainer(
     is in the checkpoint. With several processes (DDP) a loss sees its own part of the batch.
 
     Args:
-        loss: A name, a file's class or an entry of a suite; no module, because every fold needs one of its own.
+        loss: A name, a file's class (the file by its full path, or in the working directory) or an entry of a suite; no
+            module, because every fold needs one of its own.
         name: Name of the class, the same as that of the variable.
         base: Trainer to start from; `nnUNetTrainer` by default.
         labels: Training labels (*S), for losses that are prepared before the training.
@@ -119,7 +120,8 @@ def nnunet_trainer(
         **facts: Facts of the training data that plans do not know: class_counts, class_surface, adjacency.
 
     Raises:
-        BenchError: nnU-Net v2 is not installed, the name is no name of a class, or the loss is a module.
+        BenchError: nnU-Net v2 is not installed, the name is no name of a class, there is no such loss, it is a module,
+            or `base` is no trainer of nnU-Net's. What the loss asks for is looked at when the training begins.
     """
     if not name.isidentifier():
         raise BenchError(f"{name!r} cannot name a class; letters, digits and underscores only.")
@@ -131,9 +133,12 @@ def nnunet_trainer(
         from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
     except ImportError as error:
         raise BenchError(f"nnU-Net v2 cannot be imported ({error}); install nnunetv2.") from None
-    about = {"loss": loss, "labels": labels, "seed": seed, "facts": facts}
+    start = base or nnUNetTrainer
+    if not (isinstance(start, type) and issubclass(start, nnUNetTrainer)):
+        raise BenchError(f"base must be a trainer class of nnU-Net v2, found {start!r}.")
+    about = {"loss": canonical(loss), "labels": labels, "seed": seed, "facts": facts}
     members = {"__doc__": f"nnU-Net v2 with the loss {loss}.", "_about": about}
-    return type(name, (_Methods, base or nnUNetTrainer), members)
+    return type(name, (_Methods, start), members)
 
 
 class _Methods:

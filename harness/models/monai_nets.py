@@ -175,7 +175,8 @@ class UNETR(Cut):
     ) -> None:
         if spatial_dims != len(image_size) or width < 1:
             raise ValueError(
-                f"expected a size of spatial_dims axes and width >= 1, found {spatial_dims}, {list(image_size)}, {width}"
+                "expected a size of spatial_dims axes and width >= 1, "
+                f"found {spatial_dims}, {list(image_size)}, {width}"
             )
         check_sides("unetr", image_size, [16] * len(image_size))
         net = MonaiUNETR(

@@ -48,11 +48,10 @@ class NNUNet(nn.Module):
         min_edge: int = MIN_EDGE,
     ) -> None:
         super().__init__()
-        limit = FILTERS[len(image_size)] if max_width is None and len(image_size) in FILTERS else max_width
-        if spatial_dims != len(image_size) or limit is None or min(width, limit, min_edge) < 1:
+        if spatial_dims != len(image_size) or width < 1 or min_edge < 1:
             raise ValueError(
-                "expected a size of spatial_dims axes, 2 or 3, and width, max_width and min_edge of at least 1, "
-                f"found {spatial_dims}, {list(image_size)}, {width}, {limit}, {min_edge}"
+                "expected a size of spatial_dims axes, and width and min_edge of at least 1, "
+                f"found {spatial_dims}, {list(image_size)}, {width}, {min_edge}"
             )
         shape = topology(image_size, spacing or [1.0] * spatial_dims, min_edge)
         self.divisors = [2**n for n in shape.pools]
@@ -61,6 +60,7 @@ class NNUNet(nn.Module):
         if len(shape.strides) < 2:
             raise ValueError(f"nnunet needs a side of at least {4 * min_edge} voxels, found {tuple(image_size)}")
         supervised = len(shape.strides) - 2
+        limit = FILTERS[spatial_dims] if max_width is None else max_width
         net = DynUNet(
             spatial_dims,
             in_channels,

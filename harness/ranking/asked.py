@@ -101,7 +101,7 @@ def parse_loss(text: str, extra: Sequence[str] = (), beside: Path = Path()) -> A
 
 
 def _written(text: str) -> tuple[str, dict[str, Any]]:
-    call = re.fullmatch(r"\s*([^\s(){}]+)\s*\((.*)\)\s*", text, re.DOTALL)
+    call = re.fullmatch(r"\s*([^(){}]+?)\s*\((.*)\)\s*", text, re.DOTALL)
     if call:
         return call[1], _keywords(text, call[2])
     try:
@@ -109,7 +109,7 @@ def _written(text: str) -> tuple[str, dict[str, Any]]:
     except yaml.YAMLError:
         raise BenchError(f"{text!r}: {FORM}.") from None
     name, args = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else (entry, {})
-    if not isinstance(name, str) or not isinstance(args, dict):
+    if not isinstance(name, str) or not isinstance(args, dict) or re.search(r"[()]", name):
         raise BenchError(f"{text!r}: {FORM}.")
     return name, dict(args)
 

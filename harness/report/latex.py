@@ -1,8 +1,9 @@
 """Tables as LaTeX with booktabs: pure ASCII, every special character escaped, so that any name compiles with pdflatex.
 
-booktabs is all they need, in one column or two; with xcolor the marks have their colours as well. The best number is
-bold and blue, the second underlined and red: the marks survive print without colour. A character that pdflatex has no
-glyph for in its standard fonts is written as its code point, `[U+4E2D]`, and never dropped.
+booktabs is all they need, in one column or two; with xcolor the marks have their colours, with graphicx a table fits
+the width of the text. The best number is bold and blue, the second underlined and red: the marks survive print without
+colour. A character that pdflatex has no glyph for in its standard fonts is written as its code point, `[U+4E2D]`, and
+never dropped.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from harness.report.view import Block, Column, Entry, Row, TableView
 LONG = 40
 """Rows that do not fit on a page with their headings: a table of so many comes in parts."""
 
-_HEAD = r"""% In the preamble: \usepackage{booktabs}; for the colours of the marks \usepackage{xcolor} as well.
-% A LaTeX older than 2020 needs \usepackage{textcomp} too.
+_HEAD = r"""% In the preamble: \usepackage{booktabs}. For the colours of the marks also \usepackage{xcolor}; to make tables
+% smaller that are wider than the text also \usepackage{graphicx}; in a LaTeX older than 2020 \usepackage{textcomp}.
 \providecommand{\textcolor}[2]{#2}
+\providecommand{\tofit}[1]{\ifdefined\resizebox
+  \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{#1}\else#1\fi}
 """
 _PLAIN = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_",
@@ -122,8 +125,8 @@ def _table(view: TableView, taken: set[str]) -> str:
     below = below if notes else []
     top, body = _top(view), _body(view)
     lines = [
-        "\\begin{table}[tbp]", "\\centering\\small", caption, f"\\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
-        "\\toprule", *top, "\\midrule", *body, "\\bottomrule", "\\end{tabular}", *below, "\\end{table}",
+        "\\begin{table}[tbp]", "\\centering\\small", caption, f"\\tofit{{\\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
+        "\\toprule", *top, "\\midrule", *body, "\\bottomrule", "\\end{tabular}}", *below, "\\end{table}",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from harness.metrics.table import metric_of
+from harness.report.figures.scores import lacking
 from harness.report.frames import Frames, by_group
 from harness.report.tables import Measure, measures
 from harness.report.verdicts import Comparison, Ranking, interval_text, outcomes
@@ -209,7 +210,10 @@ def sensitivity_views(frames: Frames, ranking: Ranking) -> list[TableView]:
             if own["loss"].nunique() < 2:
                 continue
             found = sensitivity(own, name, measure.profile).assign(dataset=group, model=model)
-            views.append(_taus(f"{group}, {model}: ranking by {measure.name} and by other choices", found))
+            title = f"{group}, {model}: ranking by {measure.name} and by other choices"
+            short = ", ".join(f"{loss} ({runs})" for loss, runs in lacking(frames, group, model).items())
+            note = [f"Ranked by the runs that each loss has. These lack some: {short}."] if short else []
+            views.append(_taus(title, found, *note))
     return views + _across_views(frames, ranking.by[0])
 
 

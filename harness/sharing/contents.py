@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -206,13 +207,15 @@ def _check_ids(where: str, record: RunRecord) -> None:
         cell = cell_of(described)
         expected = cell.train_id, cell.eval_id if record.eval_id else ""
         told = (described["split"], described["fold"]) == (cell.data["split"], cell.data["fold"])
-        labels = [cell.model_label, cell.loss_label, *cell.data["test"]]
+        parts = [cell.data[name] for name in ("train", "val", "test")]
+        told &= all(isinstance(part, list) for part in parts)
+        labels = [cell.model_label, cell.loss_label, *itertools.chain(*parts)]
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise BenchError(
             f"{where}: its configuration is not one of a cell ({type(error).__name__}: {ascii(str(error))[:100]})."
         ) from None
     if not told or not all(isinstance(label, str) for label in labels):
-        raise BenchError(f"{where}: its configuration says two things of split, fold or labels.")
+        raise BenchError(f"{where}: its split, fold, cases or labels do not have the form that bench writes.")
     if expected != (record.train_id, record.eval_id):
         by = ascii(str(record.environment.get("bench", "unknown")))[1:-1][:40]
         raise BenchError(

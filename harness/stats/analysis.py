@@ -32,7 +32,7 @@ from harness.stats.result import Analysis, LossResult
 
 CRASHED = ("oom", "timeout", "error", "interrupted")
 LEAST_PATIENTS = 6
-"""Fewer say too little about how patients differ: with two, up to 45 % false findings after Holm (docs/statistics.md)."""
+"""Fewer say too little about how patients differ: with two, up to 45 % false findings (docs/statistics.md)."""
 
 
 def analyse(

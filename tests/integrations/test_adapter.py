@@ -78,9 +78,12 @@ def test_the_ignored_value_is_the_callers() -> None:
     marked = target.clone()
     marked[:, :4] = 3
     theirs = to_monai("dice_ce", ignore_index=3)(logits, marked[:, None])
-    assert theirs == build_loss({"name": "dice_ce", "class": LOSSES["dice_ce"], "args": {}}, {})(
-        logits, torch.where(marked == 3, 255, target)
-    )["loss"]
+    assert (
+        theirs
+        == build_loss({"name": "dice_ce", "class": LOSSES["dice_ce"], "args": {}}, {})(
+            logits, torch.where(marked == 3, 255, target)
+        )["loss"]
+    )
     assert theirs != to_monai("dice_ce")(logits, target[:, None])
 
 
@@ -231,7 +234,12 @@ REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
     ("spacing", "boundary", {}, r"Boundary measures distances: give spacing="),
     ("zero spacing", "boundary", {"spacing": (1, 0)}, r"sizes of a voxel above 0, found \(1, 0\)"),
     ("word", "boundary", {"spacing": "mm"}, r"spacing must be numbers or 'meta', found 'mm'"),
-    ("epochs", "gsl", {"spacing": 1, "class_counts": [9, 1]}, r"GSL follows the progress of the training: give epochs="),
+    (
+        "epochs",
+        "gsl",
+        {"spacing": 1, "class_counts": [9, 1]},
+        r"GSL follows the progress of the training: give epochs=",
+    ),
 ]
 
 
@@ -253,7 +261,9 @@ MISFITS: list[tuple[str, tuple[int, ...], tuple[int, ...], int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("outputs", "label", "value", "sentence"), [m[1:] for m in MISFITS], ids=[m[0] for m in MISFITS])
+@pytest.mark.parametrize(
+    ("outputs", "label", "value", "sentence"), [m[1:] for m in MISFITS], ids=[m[0] for m in MISFITS]
+)
 def test_outputs_and_label_that_do_not_fit(outputs: Any, label: Any, value: int, sentence: str) -> None:
     with pytest.raises(BenchError, match=sentence):
         to_monai("boundary", spacing=(1, 2))(torch.zeros(outputs), torch.full(label, value))

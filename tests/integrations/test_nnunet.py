@@ -226,9 +226,7 @@ def test_what_a_loss_learns_is_trained_saved_and_restored(toy_nnunet: Path) -> N
     assert again.loss.loss.log_nu.item() == after
 
 
-def test_nnunet_finds_a_trainer_in_a_file(
-    nnunet: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nnunet_finds_a_trainer_in_a_file(nnunet: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text(
         "from harness.integrations import nnunet_trainer\n\n"
         'nnUNetTrainerMine = nnunet_trainer("dice", "nnUNetTrainerMine")\n'
@@ -248,6 +246,10 @@ def test_what_nnunet_cannot_do_is_one_sentence(nnunet: ModuleType, toy_nnunet: P
         nnunet_trainer("dice", "my trainer")
     with pytest.raises(BenchError, match="not a CrossEntropyLoss: each fold needs its own"):
         nnunet_trainer(nn.CrossEntropyLoss(), "nnUNetTrainerX")
+    with pytest.raises(BenchError, match=r"unknown loss \(did you mean 'dice'\?\)"):
+        nnunet_trainer("dise", "nnUNetTrainerX")
+    with pytest.raises(BenchError, match="base must be a trainer class of nnU-Net v2"):
+        nnunet_trainer("dice", "nnUNetTrainerX", base=dict)
     regions = {"background": 0, "whole": [1, 2], "core": [2]}
     trainer = _trainer(nnunet_trainer("dice", "nnUNetTrainerX"), regions)
     with pytest.raises(BenchError, match="trained on regions, with a sigmoid each"):

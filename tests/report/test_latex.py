@@ -186,7 +186,8 @@ def test_every_layout_reads_well(frame, layout):
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex; the strict check above runs everywhere")
 @pytest.mark.parametrize(
-    ("kind", "packages"), [("article", "booktabs"), ("article", "booktabs,xcolor"), ("[twocolumn]article", "booktabs")]
+    ("kind", "packages"),
+    [("article", "booktabs"), ("article", "booktabs,xcolor,graphicx"), ("[twocolumn]article", "booktabs")],
 )
 def test_pdflatex_compiles_every_layout_and_every_name(frame, tmp_path, kind, packages):
     numbers = grid(frame)
@@ -207,3 +208,18 @@ def test_pdflatex_compiles_every_layout_and_every_name(frame, tmp_path, kind, pa
     )
     assert done.returncode == 0, done.stdout[-3000:]
     assert "Float too large" not in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
+def test_a_wide_table_fits_the_text_where_graphicx_is_there_and_a_narrow_one_keeps_its_size(tmp_path):
+    def log(view, packages):
+        text = f"\\documentclass{{article}}\n\\usepackage{{{packages}}}\n\\begin{{document}}\n{render([view])}\\end{{document}}\n"
+        (tmp_path / "t.tex").write_text(text, encoding="ascii")
+        run = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
+        done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-3000:]
+        return done.stdout
+
+    wide = table(["a loss with quite a long name, of which there are many in a survey of losses"])
+    assert "Overfull" in log(wide, "booktabs") and "Overfull" not in log(wide, "booktabs,graphicx")
+    assert "Overfull" not in log(table(["dice"]), "booktabs")

@@ -176,3 +176,11 @@ def test_the_sentence_where_every_loss_lost_a_run(frame):
 def test_the_sentence_where_one_loss_is_alone_in_front(frame):
     found = compare(prepared(study(frame, gap=-0.05, losses=("dice_ce", "ce", "dice"))), Ranking(("dice",), "dice_ce"))
     assert "DSC on synapse with unet: ce alone is in the first tier; better than dice_ce: ce" in verdict_sentence(found)
+
+
+def test_the_sensitivity_of_the_ranking_names_the_losses_that_lack_runs(frame):
+    whole = sensitivity_views(prepare(*study(frame, seeds=2).frames), Ranking())
+    assert whole and not any("lack some" in note for view in whole for note in view.notes)
+    frame.cell(LOSSES[-1], 9, "diverged")
+    (view,) = sensitivity_views(prepare(*frame.frames), Ranking())
+    assert f"These lack some: {LOSSES[-1]} (2/3 runs)." in " ".join(view.notes)

@@ -10,7 +10,7 @@ import re
 COMMANDS = {
     "begin": 1, "end": 1, "caption": 1, "label": 1, "centering": 0, "small": 0, "footnotesize": 0, "par": 0,
     "smallskip": 0, "toprule": 0, "midrule": 0, "bottomrule": 0, "cmidrule": 1, "multicolumn": 3, "emph": 1, "textbf": 1, "textcolor": 2, "underline": 1,
-    "ensuremath": 1, "texttt": 1, "linewidth": 0,
+    "ensuremath": 1, "texttt": 1, "linewidth": 0, "tofit": 1,
     "textbackslash": 0, "textasciicircum": 0, "textasciitilde": 0, "textless": 0, "textgreater": 0, "textbar": 0,
     "textquotesingle": 0, "textasciigrave": 0, "ldots": 0, "texteuro": 0, "ss": 0, "o": 0, "O": 0, "i": 0, "j": 0,
     "ae": 0, "AE": 0, "l": 0, "L": 0, "aa": 0, "AA": 0, "oe": 0, "OE": 0, "S": 0, "P": 0, "copyright": 0,
@@ -34,7 +34,9 @@ def check(text: str) -> list[list[str]]:
     """Check a file; returns the rows of its tables, each a list of cells."""
     if not text.isascii():
         raise Bad(f"not ASCII: {sorted({c for c in text if not c.isascii()})}")
-    text = "\n".join(line for line in text.split("\n") if not line.startswith(("%", r"\providecommand")))
+    text = "\n".join(
+        line for line in text.split("\n") if not line.startswith(("%", r"\providecommand", r"  \resizebox"))
+    )
     _walk(text)
     rows = []
     for table in re.finditer(r"\\begin\{tabular\}\{@\{\}([lr]+)@\{\}\}(.*?)\\end\{tabular\}", text, re.DOTALL):

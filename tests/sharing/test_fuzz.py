@@ -91,7 +91,7 @@ def test_names_in_a_zip_file(folder: Path, names: list[str], data: bytes) -> Non
         for name in names:
             try:
                 archive.writestr(name, data)
-            except (UnicodeEncodeError, ValueError):  # a surrogate cannot be written at all
+            except (UnicodeEncodeError, ValueError, IndexError):  # zipfile cannot write a surrogate, or no name
                 archive.writestr("x", data)
     assert believed(path) is None
 
@@ -125,8 +125,11 @@ def test_values_of_a_record_whose_digest_is_right(folder: Path, data: st.DataObj
         (cell,) = archive.cells
         again = cell_of(cell.record.cell)
         assert (again.train_id, again.eval_id) == (CELL.train_id, CELL.eval_id)
-        assert cell.record.status == "ok" and not cell.record.checks.keys() - {"dice", *map(str, path)} or path
-        assert (cell.record.cell["data"], cell.record.cell["train"]) == (CELL.data, CELL.train)
+        assert cell.record.status == "ok"
+        found = cell.record.cell
+        assert found["train"] == CELL.train
+        # with the last weights taken, validation cases were only watched: no id rests on them
+        assert found["data"] | {"val": []} == CELL.data and isinstance(found["data"]["val"], list)
 
 
 @settings(max_examples=150, deadline=None)

@@ -19,8 +19,8 @@ from harness.report.view import Block, Column, Entry, Row, TableView
 LONG = 40
 """Rows that do not fit on a page with their headings: a table of so many comes in parts."""
 
-_HEAD = r"""% In the preamble: \usepackage{booktabs}. For the colours of the marks also \usepackage{xcolor}; to make tables
-% smaller that are wider than the text also \usepackage{graphicx}; in a LaTeX older than 2020 \usepackage{textcomp}.
+_HEAD = r"""% In the preamble: \usepackage{booktabs}. For the colours of the marks also \usepackage{xcolor}; to make
+% tables smaller that are wider than the text also \usepackage{graphicx}; in a LaTeX before 2020 \usepackage{textcomp}.
 \providecommand{\textcolor}[2]{#2}
 \providecommand{\tofit}[1]{\ifdefined\resizebox
   \resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{#1}\else#1\fi}

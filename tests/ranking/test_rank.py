@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 import harness
-from harness.api import load_records, load_suite, plan, rank
+from harness.api import load_records, load_suite, plan, rank, run
 from harness.cli import main
 from harness.errors import BenchError
+from harness.plan import counts
+from harness.ranking import rank as module
+from harness.ranking.asked import extended, parse_loss
 from harness.ranking.duplicates import duplicates
-from harness.ranking.rank import CheckFailed
 
 LOSSES = """\
 import torch
@@ -48,68 +50,123 @@ class Backwards(nn.Module):
 @pytest.fixture
 def folder(toy, monkeypatch: pytest.MonkeyPatch) -> Path:
     (toy.folder / "mine.py").write_text(LOSSES)
-    toy.suite("seeds: 1", "seeds: 2", "suite")
-    (toy.folder / "suite.yaml.suite").rename(toy.folder / "suite.yaml")
+    toy.suite().rename(toy.folder / "suite.yaml")
     monkeypatch.chdir(toy.folder)
     return toy.folder
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the seconds of a check; the test from end to end has it."""
+    monkeypatch.setattr(module, "_checked", lambda *_: {})
+    monkeypatch.setattr(module, "_twins", lambda suite, _: {label: ("dice",) for label in suite.ranked})
 
 
 def _times(folder: Path) -> dict[str, int]:
     return {str(p): p.stat().st_mtime_ns for p in sorted(folder.glob("runs/*/*/record.json"))}
 
 
-def test_a_loss_is_checked_run_and_placed_beside_records(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--data", "data", "--workers", "1"]
+def test_from_end_to_end(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The baseline is run, then a rewritten Dice is checked, run and placed, and a wrong loss is not run."""
+    arguments = ["--data", "data", "--workers", "1", "--no-report", "--json"]
     assert main(["rank", "mine.py:Overlap", "suite.yaml", *arguments]) == 2
     said = capsys.readouterr().err
     assert "the baseline dice has no record" in said and "`bench run suite.yaml --only loss=dice` makes them" in said
     assert not list(folder.glob("runs/*/*/record.json"))
 
-    assert main(["run", "suite.yaml", *arguments]) == 0
+    assert [r.status for r in run(load_suite("suite.yaml"), data="data", only=["loss=dice"], workers=1)] == ["ok"]
     before = _times(folder)
-    assert len(before) == 4
     capsys.readouterr()
-    assert main(["rank", "mine.py:Overlap", "suite.yaml", "--json", *arguments]) == 0
+    assert main(["rank", "mine.py:Overlap", "suite.yaml", *arguments]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["states"] == {"Overlap": {"ok": 2}} and found["baseline"] == "dice"
+    assert found["states"] == {"Overlap": {"ok": 1}} and found["baseline"] == "dice" and found["page"] is None
     (standing,) = found["standings"]
     assert standing["duplicate_of"] == ["dice"]
     assert list(found["checks"]["Overlap"]["failed"]) == ["identity"]
     place = standing["places"][0]
-    assert abs(place["effect"]) < 0.05 and place["runs"] == 2 and place["losses"] == 3
+    assert abs(place["effect"]) < 0.05 and place["runs"] == 1 and place["losses"] == 2
+    assert "with one seed and one fold" in place["said"] and place["verdict"] == "no verdict"
+    assert any(s.startswith("Without a record, so not in the comparison: ce (1)") for s in found["differences"])
     after = _times(folder)
-    assert len(after) == 6 and before.items() <= after.items()
-    page = folder / found["page"]
-    assert page == folder / "reports/toy+Overlap/index.html"
-    text = page.read_text()
-    assert "Overlap is dice under another name" in text and "bench rank mine.py:Overlap suite.yaml" in text
-    assert json.loads((page.parent / "rank.json").read_text())["standings"] == found["standings"]
-    assert not (folder / "reports/toy/records").exists()
+    assert len(after) == 2 and before.items() <= after.items()
 
-    # again: nothing is run; an argument: only that; an edit: stale until asked for
-    result = rank("mine.py:Overlap", "suite.yaml", data="data", page=False)
-    assert result.complete and _times(folder) == after
-    with_argument = rank("mine.py:Overlap", "suite.yaml", args=["smooth=1"], data="data", workers=1, page=False)
-    assert with_argument.standings[0].loss == "Overlap(smooth=1)" and with_argument.standings[0].duplicate_of == ()
-    assert len(_times(folder)) == 8 and after.items() <= _times(folder).items()
-    (folder / "mine.py").write_text(LOSSES.replace("Dice, written anew", "Dice, written anew, once more"))
-    edited = rank("mine.py:Overlap", "suite.yaml", data="data", page=False)
-    assert edited.states == {"Overlap": {"stale": 2}} and edited.standings[0].places == ()
-    assert edited.notes[0].startswith("STALE: the source of Overlap has changed since 2 of its cells")
-    assert len(_times(folder)) == 8
-
-
-def test_a_loss_that_fails_its_check_is_not_trained(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", "suite.yaml", "--data", "data", "--workers", "1", "--only", "loss=dice"]) == 0
-    count = len(_times(folder))
-    capsys.readouterr()
-    assert main(["rank", "mine.py:Backwards", "suite.yaml", "--data", "data", "--no-report"]) == 1
+    assert main(["rank", "mine.py:Backwards", "suite.yaml", *arguments[:-1]]) == 1
     said = " ".join(capsys.readouterr().out.split())
     assert "Backwards fails" in said and "does not pass the check, so nothing was trained: Backwards (" in said
-    assert len(_times(folder)) == count
-    with pytest.raises(CheckFailed) as error:
-        rank("mine.py:Backwards", "suite.yaml", data="data")
-    assert not error.value.certificates["Backwards"].passed
+    assert _times(folder) == after
+
+
+def _states(folder: Path, text: str) -> dict[str, dict[str, int]]:
+    whole = extended(load_suite(folder / "made.yaml"), [parse_loss(text, (), folder)])
+    entries = plan(whole, out=folder / "runs", reports=folder)
+    names = dict.fromkeys(e.cell.loss_label for e in entries)
+    return {n: counts(e for e in entries if e.cell.loss_label == n) for n in names}
+
+
+def test_what_has_to_run_anew(made) -> None:
+    """Nothing; after another argument that loss alone; after an edit nothing, until it is asked for."""
+    made.leave(made.whole())
+    done = {"dice": {"ok": 5}, "ce": {"ok": 5}, "focal": {"ok": 5}}
+    assert _states(made.folder, "my_loss.py:MyLoss") == done | {"MyLoss": {"ok": 5}}
+    assert _states(made.folder, "my_loss.py:MyLoss(gamma=3)") == done | {"MyLoss(gamma=3)": {"missing": 5}}
+    path = made.folder / "my_loss.py"
+    path.write_text(path.read_text().replace(".mean()", ".mean() * 2"))
+    assert _states(made.folder, "my_loss.py:MyLoss") == done | {"MyLoss": {"stale": 5}}
+    path.write_text(path.read_text().replace("version = 1", "version = 2"))
+    assert _states(made.folder, "my_loss.py:MyLoss") == done | {"MyLoss": {"missing": 5}}
+
+
+def test_the_report(made, unchecked: None, capsys: pytest.CaptureFixture[str]) -> None:
+    made.leave(made.whole(), {"MyLoss": 0.03}, diverged={"focal": {1}})
+    path, reports = f"{made.folder}/my_loss.py:MyLoss", made.folder / "reports"
+    arguments = [path, str(made.folder / "made.yaml"), "--out", str(made.out), "--reports", str(reports)]
+    assert main(["rank", *arguments]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for text in ("MyLoss on made, baseline dice", "tier 1 of", "better after Holm", "disc", "cost on m / unet: 13.0 s"):
+        assert text in shown
+    folder = reports / "made+MyLoss"
+    text = (folder / "index.html").read_text()
+    assert "MyLoss is dice under another name" in text and f"bench rank {path} made.yaml" in text
+    result = json.loads((folder / "rank.json").read_text())
+    assert result["standings"][0]["places"][0]["verdict"] == "better" and result["page"] == "index.html"
+    board = (folder / "leaderboard.csv").read_text()
+    assert all(name in board for name in ("MyLoss", "dice", "ce", "focal"))
+    assert not (reports / "made").exists()
+
+
+def test_a_diverged_loss_is_last_and_the_exit_code_says_so(made, unchecked: None, capsys) -> None:
+    made.leave(made.whole(), {"MyLoss": 0.03}, diverged={"MyLoss": {1, 2}})
+    arguments = ["my_loss.py:MyLoss", str(made.folder / "made.yaml"), "--out", str(made.out), "--no-report", "--json"]
+    assert main(["rank", *arguments]) == 1
+    found = json.loads(capsys.readouterr().out)
+    place = found["standings"][0]["places"][0]
+    assert (place["rank"], place["losses"], place["diverged"]) == (4, 4, 2) and place["tier"] != 1
+    assert found["states"] == {"MyLoss": {"ok": 3, "diverged": 2}}
+    assert sum("the loss is not finite" in note for note in found["notes"]) == 2
+
+
+def test_a_stale_loss_says_so(made, unchecked: None) -> None:
+    made.leave(made.whole())
+    path = made.folder / "my_loss.py"
+    path.write_text(path.read_text().replace(".mean()", ".mean() * 2"))
+    found = rank(str(path) + ":MyLoss", made.suite(), out=made.out, reports=made.folder, page=False)
+    assert found.standings[0].places == () and not found.complete
+    assert found.notes[0].startswith("STALE: the source of MyLoss has changed since 5 of its cells were trained")
+
+
+def test_committed_records_serve_as_baselines(made, unchecked: None) -> None:
+    """Records in REPORTS/*/records give the same places as those of the folder of results."""
+    whole = made.whole()
+    made.leave(whole, {"MyLoss": 0.01})
+    first = rank(f"{made.folder}/my_loss.py:MyLoss", made.suite(), out=made.out, reports=made.folder / "r", page=False)
+    ours = {c.train_id for c in whole.cells if c.loss_label == "MyLoss"}
+    kept = made.folder / "r/made/records"
+    kept.mkdir(parents=True)
+    for path in made.out.iterdir():
+        if path.is_dir() and path.name not in ours and path.name != "cache":
+            path.rename(kept / path.name)
+    again = rank(f"{made.folder}/my_loss.py:MyLoss", made.suite(), out=made.out, reports=made.folder / "r", page=False)
+    assert again.standings == first.standings and again.differences == ()
 
 
 @pytest.mark.parametrize(
@@ -128,12 +185,20 @@ def test_mistakes_are_one_sentence(folder: Path, capsys, arguments: list[str], s
     assert said in error and error.count("\n") == 1 and not (folder / "runs").exists()
 
 
-def test_without_the_data_nothing_is_checked(made, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_the_data_nothing_is_checked(made, unchecked: None, capsys: pytest.CaptureFixture[str]) -> None:
     whole = made.whole()
     made.leave(type(whole)(**{**vars(whole), "cells": tuple(c for c in whole.cells if c.loss_label == "dice")}))
-    path = str(made.folder / "my_loss.py:MyLoss")
-    assert main(["rank", path, str(made.folder / "made.yaml"), "--out", str(made.out), "--data", str(made.folder)]) == 2
-    assert "missing" in capsys.readouterr().err or True
+    arguments = [
+        "my_loss.py:MyLoss",
+        str(made.folder / "made.yaml"),
+        "--out",
+        str(made.out),
+        "--data",
+        str(made.folder),
+    ]
+    assert main(["rank", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert "It cannot be had." in error and error.count("\n") == 1
 
 
 def _spec(name: str, target: str, **args: object) -> dict[str, object]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -49,6 +51,24 @@ def test_the_same_leaderboard_on_a_machine_without_the_data(toy: Toy) -> None:
         files = sorted((place / "reports/toy").rglob("*.csv"))
         tables.append({p.name: p.read_text() for p in files if "records" not in p.parts})
     assert tables[0] == tables[1] and len(tables[0]) > 3
+
+
+def test_the_commands_of_the_documentation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(__file__).parents[2]
+    (block,) = re.findall(r"```sh\n(.*?)```", (root / "docs/records.md").read_text(encoding="utf-8"), re.DOTALL)
+    records = "reports/hippocampus/records"
+    for training in sorted((root / records).iterdir())[:3]:
+        shutil.copytree(training, tmp_path / records / training.name)
+    monkeypatch.chdir(tmp_path)
+    for line in block.splitlines():
+        if "theirs.zip" in line:
+            shutil.copy("hippocampus.zip", "theirs.zip")
+        assert main(shlex.split(line)[1:]) == 0, line
+    out = capsys.readouterr().out
+    assert "hippocampus: 3 of " in out and "0 new, 3 there already" in out and "3 cells in both.zip" in out
+    assert {p.name for p in tmp_path.glob("*.zip")} == {"hippocampus.zip", "theirs.zip", "both.zip"}
 
 
 def run(*args: str | Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:

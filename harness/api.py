@@ -22,9 +22,11 @@ from harness.launch import run_entries
 from harness.plan import Entry, make_plan, to_rerun
 from harness.ranking.rank import rank
 from harness.records import RunRecord
+from harness.resolve import forget
 from harness.rows import Tables, frames
 from harness.store import Home
-from harness.suite import Suite, load_suite
+from harness.suite import Suite
+from harness.suite import load_suite as _load
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,6 +35,21 @@ __all__ = ["load_records", "load_suite", "plan", "rank", "run"]
 
 Folder = str | Path
 Folders = Folder | Sequence[Folder]
+
+
+def load_suite(path: Folder, quick: bool = False, root: Path | None = None) -> Suite:
+    """Read, validate and expand a suite file; sources of losses and models are read as they stand on disk now.
+
+    Args:
+        path: A file, or the name of a suite that ships with the package.
+        quick: Apply the suite's `quick:` overrides, on phantoms of its data sets.
+        root: Folder of data sets: only asked for by a manifest whose cases are those that are found.
+
+    Raises:
+        BenchError: One sentence with file, line, key, what was found and what was expected.
+    """
+    forget()
+    return _load(path, quick, root)
 
 
 def plan(suite: Suite, *, out: Folders = "runs", reports: Folder = "reports", only: Sequence[str] = ()) -> list[Entry]:

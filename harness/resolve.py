@@ -165,9 +165,14 @@ def _user_module(path: Path) -> ModuleType:
 
 def current_digest(target: str) -> str:
     """The digest of a class as its source stands on disk now, past every cache."""
+    forget()
+    return _read(target, target).digest
+
+
+def forget() -> None:
+    """Read sources from disk again: in a process that lives on, such as a notebook, they are edited between calls."""
     for cached in (_read, _tree, _class_in):
         cached.cache_clear()
-    return _read(target, target).digest
 
 
 @dataclass(frozen=True)

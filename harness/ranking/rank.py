@@ -16,6 +16,7 @@ from harness.metrics.table import metric_of
 from harness.plan import Entry, counts, make_plan, to_rerun
 from harness.ranking.asked import RankSuite, extended, parse_loss
 from harness.ranking.differences import differences, hardware_differs
+from harness.resolve import forget
 from harness.rows import Tables, frames
 from harness.store import Home
 from harness.suite import Suite, load_suite
@@ -126,6 +127,7 @@ def rank(
     quiet = console or Screen(quiet=True)
     outs = [Path(out)] if isinstance(out, (str, Path)) else [Path(one) for one in out]
     place, reports = Where(outs[0].resolve(), Path(data).resolve() if data is not None else None), Path(reports)
+    forget()
     loaded = suite if isinstance(suite, Suite) else load_suite(suite, quick, place.root)
     whole = _extended(loaded, [losses] if isinstance(losses, str) else losses, args)
     entries = make_plan(whole, outs, reports)

@@ -267,3 +267,8 @@ MISFITS: list[tuple[str, tuple[int, ...], tuple[int, ...], int, str]] = [
 def test_outputs_and_label_that_do_not_fit(outputs: Any, label: Any, value: int, sentence: str) -> None:
     with pytest.raises(BenchError, match=sentence):
         to_monai("boundary", spacing=(1, 2))(torch.zeros(outputs), torch.full(label, value))
+
+
+def test_the_readme_counts_them() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f"hands {len(LOSSES) - len(OUTPUTS)} of them" in readme

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import tracemalloc
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -316,8 +317,11 @@ def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path, monkeypatch:
     bomb.write_bytes(lying)
     with sources.open_source(bomb) as source:
         assert source.sizes[CASES] == 100
+        tracemalloc.start()
         with pytest.raises(BenchError, match=r"cut off|damaged"):
             source.read(CASES)
+        assert tracemalloc.get_traced_memory()[1] < 2 * MB
+        tracemalloc.stop()
     refusal(bomb)
 
 

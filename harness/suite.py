@@ -280,7 +280,7 @@ def _cell(
         metrics=tuple(spec.metrics),
         quick=quick,
         timeout=spec.timeout,
-        skip=_skip(loss, model.choice),
+        skip=lacking(loss, model.choice.name),
         profiles=check_profiles(spec.profile),
         engine=spec.engine,
         init_path=model.init_path,
@@ -297,11 +297,11 @@ def _train(spec: SuiteFile, quick: bool) -> dict[str, Any]:
     return train
 
 
-def _skip(loss: LossChoice, model: Choice) -> str | None:
-    """Why the pair cannot be run: the loss needs what this model does not provide."""
+def lacking(loss: LossChoice, model: str) -> str | None:
+    """Why the pair cannot be run: the loss needs what this model does not provide; None where it can."""
     wanted = {"embedding" if n in HEADS else n for n in loss.needs}  # attached heads sit on the embedding
-    lacking = sorted(n for n in wanted if n in MODEL_NEEDS and n not in provided(model.name))
-    return f"{loss.label} needs {', '.join(lacking)}, which {model.name} does not provide" if lacking else None
+    absent = sorted(n for n in wanted if n in MODEL_NEEDS and n not in provided(model))
+    return f"{loss.label} needs {', '.join(absent)}, which {model} does not provide" if absent else None
 
 
 def _check_unique(cells: list[Cell], file: YamlFile) -> None:

@@ -15,7 +15,7 @@ import yaml
 from harness.cell import Cell
 from harness.errors import BenchError
 from harness.grid import Choice, LossChoice, expand_losses, label_of, plain_losses, with_rule
-from harness.suite import Suite, _skip
+from harness.suite import Suite, lacking
 from harness.yamlfile import YamlFile, parse_value, read_yaml
 
 FORM = "expected a loss, such as my_loss.py:MyLoss, 'my_loss.py:MyLoss(gamma=2)' or 'tversky: {fn_weight: 0.7}'"
@@ -195,5 +195,5 @@ def _cells(suite: Suite, loss: LossChoice) -> Iterator[Cell]:
         point = (cell.dataset, cell.data["split"], cell.data["fold"], cell.model_label, cell.seed)
         if point not in seen:
             seen.add(point)
-            skip = _skip(loss, Choice(cell.model["name"], {}))
+            skip = lacking(loss, cell.model["name"])
             yield replace(cell, loss=loss.spec, loss_label=loss.label, loss_digest=loss.digest, skip=skip)

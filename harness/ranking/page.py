@@ -56,14 +56,15 @@ def write_page(
     notes: list[str] = []
     if "qualitative" in suite.spec.report.layout:
         shown, notes = panels(suite, entries, place, tables.cases)
+    first, rest = said(result)
     about = about_of(
-        suite, entries, [*result.differences, *result.notes, *notes, *notes_of(suite, entries, reports, [])]
+        suite, entries, [*rest, *result.differences, *result.notes, *notes, *notes_of(suite, entries, reports, [])]
     )
     about["commands"] = [_run(suite), _rank(suite)]
     try:
         page = write_report(
             suite.name,
-            " ".join([*said(result), suite.spec.description.strip()]),
+            " ".join([*first, suite.spec.description.strip()]),
             tables.cells.assign(command=_commands(suite, entries)),
             tables.cases,
             tables.curves,
@@ -84,14 +85,20 @@ def write_page(
     return page
 
 
-def said(result: Ranked) -> list[str]:
-    """The places as sentences, duplicates first."""
-    out = []
+def said(result: Ranked) -> tuple[list[str], list[str]]:
+    """The places as sentences: duplicates and the first metric, and the rest with what more seeds would buy."""
+    first: list[str] = []
+    rest: list[str] = []
     for s in result.standings:
         if s.duplicate_of:
-            out.append(duplicate_sentence(s.loss, s.duplicate_of))
-        out += [f"{s.loss}: {p.said}" for p in s.places] if s.places else [f"{s.loss}: {s.missing}."]
-    return out
+            first.append(duplicate_sentence(s.loss, s.duplicate_of))
+        if not s.places:
+            first.append(f"{s.loss}: {s.missing}.")
+        for place in s.places:
+            leading = place.metric == s.places[0].metric
+            (first if leading else rest).append(f"{s.loss}: {place.said}")
+            rest.append(f"{s.loss}, {place.dataset}, {place.model}, {place.metric}: {place.more}")
+    return first, rest
 
 
 def duplicate_sentence(loss: str, others: Sequence[str]) -> str:

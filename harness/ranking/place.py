@@ -289,7 +289,7 @@ def _said(c: Comparison, a: Analysis, r: LossResult) -> str:
     elif r.rank is not None:
         parts.append(f"rank {r.rank} of {total} by its mean")
     if r.first is not None:
-        parts.append(f"probability of rank 1 {100 * r.first:.0f} %")
+        parts.append(f"probability of rank 1: {100 * r.first:.0f} %")
     text = head + ", ".join(parts) + "."
     if r.loss != a.baseline and r.effect is not None:
         unit = unit_of(c)

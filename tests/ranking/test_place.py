@@ -34,7 +34,7 @@ def test_a_better_loss_is_found_better(made) -> None:
     assert place.mean == pytest.approx(100 * _means(made, MINE)) and place.runs == 5
     assert place.baseline_mean == pytest.approx(100 * _means(made, "dice"))
     assert (
-        "tier 1 of" in place.said and "better after Holm" in place.said and "probability of rank 1 100 %" in place.said
+        "tier 1 of" in place.said and "better after Holm" in place.said and "probability of rank 1: 100 %" in place.said
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from harness.ranking import rank as module
 from harness.ranking.asked import extended, parse_loss
 from harness.ranking.duplicates import duplicates
 
+ROOT = Path(__file__).parents[2]
 LOSSES = """\
 import torch
 from torch import nn
@@ -236,3 +238,17 @@ def test_the_python_interface(made) -> None:
         _ = harness.nothing
     with pytest.raises(BenchError, match="no loss"):
         rank([], suite)
+
+
+def test_the_code_of_the_docs_runs(made, unchecked: None, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """On records that are there, so that nothing is trained."""
+    made.leave(made.whole(), {"MyLoss": 0.03})
+    made.suite()
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/rank.md").read_text(encoding="utf-8"), re.DOTALL)
+    ours = code.replace('"suites/quickstart.yaml", quick=True', '"made.yaml"')
+    assert ours != code
+    monkeypatch.chdir(made.folder)
+    monkeypatch.setattr("harness.ranking.page.write_page", lambda *_: None)
+    exec(compile(ours, "rank.md", "exec"), {"__name__": "__main__"})
+    tier, effect, low, high, verdict = capsys.readouterr().out.split()
+    assert (tier, verdict) == ("1", "better") and float(low) < float(effect) < float(high)

@@ -76,7 +76,8 @@ def show(result: Ranked, console: Console) -> None:
         console.print(_places(standing.places))
         for place in standing.places:
             line(place.said)
-            line(f"  {place.more}")
+            if place.more:
+                line(f"  {place.more}")
             if place.classes:
                 console.print(_classes(place, standing))
         for text in _costs(standing):
@@ -128,7 +129,7 @@ def _classes(place: Place, standing: Standing) -> Table:
             number(c.mean),
             number(c.baseline),
             signed(c.effect),
-            _interval(c.low, c.high) or escape(c.why),
+            _interval(c.low, c.high),
         )
     return table
 

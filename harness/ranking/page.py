@@ -97,7 +97,8 @@ def said(result: Ranked) -> tuple[list[str], list[str]]:
         for place in s.places:
             leading = place.metric == s.places[0].metric
             (first if leading else rest).append(f"{s.loss}: {place.said}")
-            rest.append(f"{s.loss}, {place.dataset}, {place.model}, {place.metric}: {place.more}")
+            if place.more:
+                rest.append(f"{s.loss}, {place.dataset}, {place.model}, {place.metric}: {place.more}")
     return first, rest
 
 

@@ -77,7 +77,7 @@ class Place:
         crashed: Runs that ended otherwise without values.
         classes: Gains and losses by class.
         seeds: What more seeds would buy.
-        more: The same as a sentence.
+        more: The same as a sentence; empty where there is no verdict, for the reason that `said` gives.
         said: The place as a sentence.
         notes: Sentences of the analysis.
     """
@@ -318,7 +318,7 @@ def _more(c: Comparison, a: Analysis, r: LossResult, seeds: Sequence[SeedsBuy]) 
     """What more seeds would buy."""
     known = [s for s in seeds if s.difference is not None]
     if not known:
-        return a.no_verdict or "What more seeds would buy cannot be told: the grid has gaps, or it is a rate."
+        return "" if a.no_verdict else "What more seeds would buy cannot be told: the grid has gaps, or it is a rate."
     unit = unit_of(c)
     now = next((s for s in known if s.now), None)
     parts = []

@@ -87,7 +87,7 @@ def test_from_end_to_end(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert list(found["checks"]["Overlap"]["failed"]) == ["identity"]
     place = standing["places"][0]
     assert abs(place["effect"]) < 0.05 and place["runs"] == 1 and place["losses"] == 2
-    assert "with one seed and one fold" in place["said"] and place["verdict"] == "no verdict"
+    assert "No verdict: " in place["said"] and place["more"] == "" and place["verdict"] == "no verdict"
     assert any(s.startswith("Without a record, so not in the comparison: ce (1)") for s in found["differences"])
     after = _times(folder)
     assert len(after) == 2 and before.items() <= after.items()

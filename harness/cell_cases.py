@@ -15,8 +15,7 @@ from harness.data.manifest import Manifest
 from harness.data.phantoms import data_root
 from harness.data.prepare import prepare
 from harness.data.samples import LabelList
-from harness.data.stored import Prepared, Stored
-from harness.evaluation import fingerprint
+from harness.data.stored import Prepared, Stored, fingerprint
 from harness.losses.facts import label_facts
 
 

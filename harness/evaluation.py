@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from harness.cell import ENGINE, PROFILE, Cell, Place
 from harness.data.layouts import IGNORE
 from harness.data.manifest import Manifest, members_of
 from harness.data.prepare import Prepared
+from harness.data.stored import fingerprint
 from harness.loss_scores import LossScores
 from harness.metrics import evaluate
 from harness.metrics.policy import policy_value, pooled_iou
@@ -143,15 +143,6 @@ def _write_mask(path: Path, prediction: Any, case: Prepared) -> None:
         reason = (str(error).strip() or "no reason given").splitlines()[-1]
         raise OSError(errno.EIO, f"the mask cannot be written ({reason})", str(path)) from None
     os.replace(part, path)
-
-
-def fingerprint(arrays: Iterable[NDArray[Any]]) -> str:
-    """SHA-256 of arrays, one after the other."""
-    total = hashlib.sha256()
-    for array in arrays:
-        total.update(repr(array.shape).encode())
-        total.update(np.ascontiguousarray(array).data)
-    return total.hexdigest()
 
 
 def score_case(

@@ -6,8 +6,10 @@ block, copying what is asked for and closing the map again: the process keeps no
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -214,3 +216,12 @@ def _damage(path: Path, error: Exception) -> BenchError:
         return BenchError(f"{path}: the cached case cannot be read ({error.strerror}).")
     path.unlink(missing_ok=True)
     return BenchError(f"{path}: the cached case was damaged ({error}) and is removed; run the command again.")
+
+
+def fingerprint(arrays: Iterable[NDArray[Any]]) -> str:
+    """SHA-256 of arrays, one after the other."""
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(repr(array.shape).encode())
+        total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()

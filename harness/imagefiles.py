@@ -7,6 +7,7 @@ NIfTI is read here without ITK, which takes a truncated file for a whole one and
 from __future__ import annotations
 
 import gzip
+import locale
 import math
 import re
 import warnings
@@ -234,6 +235,16 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(before)
+
+
+@contextmanager
+def locale_kept() -> Iterator[None]:
+    """The locale of the process: ITK's reader of DICOM sets it to "C", and texts would then be read as ASCII."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
 
 
 def by(shape: Sequence[int]) -> str:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import locale
 import os
 import shutil
 import tempfile
@@ -291,6 +292,7 @@ class _nobody:
 
 
 def test_two_dicom_series_in_one_folder(tmp_path: Path) -> None:
+    before = locale.setlocale(locale.LC_ALL)
     text = (packed("data_manifests") / "nfbs.yaml").read_text()
     body = text.replace("{case}/sub-{case}_ses-NFB3_T1w.nii.gz", "{case}/dicom")
     (tmp_path / "m.yaml").write_text(body)
@@ -305,6 +307,7 @@ def test_two_dicom_series_in_one_folder(tmp_path: Path) -> None:
         shutil.copy(path, folder / "A1/dicom" / f"b{path.name}")
     with pytest.raises(BenchError, match=r"A1/dicom: 2 DICOM series in 6 files, expected one"):
         reader.read("A1")
+    assert locale.setlocale(locale.LC_ALL) == before  # ITK's reader of DICOM leaves "C"
     shutil.rmtree(folder / "A1/dicom")
     (folder / "A1/dicom").mkdir()
     with pytest.raises(BenchError, match=r"A1/dicom: 0 DICOM series in 0 files, expected one"):

@@ -24,6 +24,7 @@ from harness.imagefiles import (
     check_meta,
     ending_of,
     has_palette,
+    locale_kept,
     nifti_header,
     quiet,
     readable,
@@ -207,7 +208,7 @@ def _read_series(folder: Path) -> Any:
     """The one DICOM series of a folder."""
     import SimpleITK as sitk
 
-    with readable(folder), quiet():
+    with readable(folder), quiet(), locale_kept():
         series = sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))
         if len(series) != 1:
             files = sum(p.is_file() for p in listed(folder))
@@ -337,6 +338,7 @@ def _smallest(path: Path, values: NDArray[Any]) -> NDArray[Any]:
     return values.astype(np.float32)
 
 
+@locale_kept()
 def _write_series(folder: Path, grids: Sequence[Any], values: NDArray[Any]) -> None:
     """A DICOM series, one file a slice."""
     import SimpleITK as sitk

@@ -101,7 +101,8 @@ def locate(name: str, table: Mapping[str, str], kind: str, base: Path, fallback:
     if fallback and _class_in(fallback, name) is not None:
         return _read(name, f"{fallback}:{name}")
     names = [*table]
-    raise BenchError(f"unknown {kind}{nearest(name, names)}; known: {', '.join(names)}, pkg.mod:Class, file.py:Class.")
+    known = ", ".join([*names, "pkg.mod:Class", "file.py:Class"])
+    raise BenchError(f"unknown {kind} {name!r}{nearest(name, names)}; known: {known}.")
 
 
 def load(target: str) -> Any:

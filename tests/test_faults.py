@@ -134,7 +134,7 @@ def _all(out: Path) -> list[dict]:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("[dice, ce]", "[dise]", "losses[0]: unknown loss (did you mean 'dice'?)"),
+        ("[dice, ce]", "[dise]", "losses[0]: unknown loss 'dise' (did you mean 'dice'?)"),
         ("[dice, ce]", "[dice: {smoth: 1}]", "unknown argument 'smoth' (did you mean 'smooth'?)"),
         ("toy.yaml", "toys", "no data manifest 'toys'"),
     ],

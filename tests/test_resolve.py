@@ -97,7 +97,7 @@ def test_the_digest_follows_what_the_class_uses(tmp_path: Path, change: tuple[st
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("dcie", "unknown loss (did you mean 'dice'?)"),
+        ("dcie", "unknown loss 'dcie' (did you mean 'dice'?)"),
         ("nowhere.py:X", "no file 'nowhere.py'"),
         ("torch.nn.NoSuchLoss", "has no class 'NoSuchLoss'"),
         ("no_such_package.mod:X", "no module 'no_such_package.mod' is installed"),

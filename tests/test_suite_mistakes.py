@@ -27,7 +27,7 @@ def suite(tmp_path: Path, text: str = BASE, **kwargs):
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("[dice, ce]", "[dise, ce]", "toy.yaml:4: losses[0]: unknown loss (did you mean 'dice'?)"),
+        ("[dice, ce]", "[dise, ce]", "toy.yaml:4: losses[0]: unknown loss 'dise' (did you mean 'dice'?)"),
         ("[dice, ce]", "[tversky: {fn_wieght: 1}]", "toy.yaml:4: losses[0].tversky.fn_wieght: unknown argument 'fn_wieght' (did you mean 'fn_weight'?)"),
         ("[dice, ce]", "[dice, dice]", "the loss 'dice' stands here a second time"),
         ("[dice, ce]", "[focal: {gamma: .nan}]", "toy.yaml:4: losses[0].focal.gamma"),
@@ -39,7 +39,7 @@ def suite(tmp_path: Path, text: str = BASE, **kwargs):
         ("split: default", "split: defualt", "has no split 'defualt' (did you mean 'default'?)"),
         ("split: default", "split: kfold4, folds: [4]", "split 'kfold4' has folds 0 to 3, fold 4 was asked for"),
         ("split: default", "split: default, folds: all", "has no folds"),
-        ("unet: {width: 4}", "unett", "toy.yaml:3: models[0]: unknown model (did you mean 'unet'?)"),
+        ("unet: {width: 4}", "unett", "toy.yaml:3: models[0]: unknown model 'unett' (did you mean 'unet'?)"),
         ("unet: {width: 4}", "unet: {widht: 4}", "toy.yaml:3: models[0].unet.widht: unknown argument 'widht' (did you mean 'width'?)"),
         ("epochs: 1", "epocs: 1", "toy.yaml:6: train.epocs: unknown key (did you mean 'epochs'?)"),
         ("epochs: 1", "epochs: 0", "toy.yaml:6: train.epochs"),

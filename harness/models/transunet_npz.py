@@ -134,7 +134,10 @@ def _convolution(model: TransUNet, theirs: str, ours: str) -> Iterator[tuple[str
     outer, inner, *kernel = model.get_parameter(f"{ours}.weight").shape
     if theirs == "conv_root" and inner != 3:
         # other channels than red, green and blue start from their mean; standardised weights have no scale
-        turn: Callable[[_Array], _Array] = lambda a: _turned(a).mean(1, keepdims=True).repeat(inner, axis=1)  # noqa: E731
+        def turn(array: _Array) -> _Array:
+            mean: _Array = _turned(array).mean(1, keepdims=True)
+            return mean.repeat(inner, axis=1)
+
         yield f"{theirs}/kernel", Place(f"{ours}.weight", (*kernel, 3, outer), turn)
     else:
         yield f"{theirs}/kernel", Place(f"{ours}.weight", (*kernel, inner, outer), _turned)

@@ -225,7 +225,7 @@ def test_a_file_and_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 REFUSED: list[tuple[str, Any, dict[str, Any], str]] = [
-    ("loss", "dise", {}, r"unknown loss \(did you mean 'dice'\?\)"),
+    ("loss", "dise", {}, r"unknown loss 'dise' \(did you mean 'dice'\?\)"),
     ("argument", "tversky: {fn: 0.7}", {}, r"unknown argument 'fn'"),
     ("fact", "dice", {"clas_counts": [1, 2]}, r"unknown fact 'clas_counts' \(did you mean 'class_counts'\?\)"),
     ("made", nn.CrossEntropyLoss(), {"num_classes": 3}, r"CrossEntropyLoss is made already: give 'num_classes'"),

@@ -246,7 +246,7 @@ def test_what_nnunet_cannot_do_is_one_sentence(nnunet: ModuleType, toy_nnunet: P
         nnunet_trainer("dice", "my trainer")
     with pytest.raises(BenchError, match="not a CrossEntropyLoss: each fold needs its own"):
         nnunet_trainer(nn.CrossEntropyLoss(), "nnUNetTrainerX")
-    with pytest.raises(BenchError, match=r"unknown loss \(did you mean 'dice'\?\)"):
+    with pytest.raises(BenchError, match=r"unknown loss 'dise' \(did you mean 'dice'\?\)"):
         nnunet_trainer("dise", "nnUNetTrainerX")
     with pytest.raises(BenchError, match="base must be a trainer class of nnU-Net v2"):
         nnunet_trainer("dice", "nnUNetTrainerX", base=dict)

@@ -13,12 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import __version__
+from harness.arguments import Verb, parser_of
 from harness.errors import BenchError
 from harness.listing import LISTS
 from harness.processes import writable
-from harness.ranking.arguments import add_arguments as add_rank_arguments
-from harness.sharing.arguments import records_arguments
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,7 +28,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = _parser().parse_args(argv)
+    args = parser_of(VERBS).parse_args(argv)
     try:
         return int(args.verb(args))
     except BenchError as error:
@@ -42,133 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("bench: interrupted; the same command continues where it stopped.", file=sys.stderr)
         return 130
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="bench",
-        description="Compare loss functions for image segmentation: same seeds, same batches, same patients.",
-    )
-    parser.add_argument("--version", action="version", version=f"bench {__version__}")
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
-    for name, verb, text in (
-        ("run", _run, "train and measure what is missing of a suite, then write its report"),
-        ("plan", _plan, "show every cell of a suite and its state, and stop before work"),
-    ):
-        sub = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        _suite_arguments(sub)
-        sub.add_argument("--rerun", choices=("diverged", "stale", "all"), help="also run cells of this state again")
-        if name == "run":
-            sub.add_argument(
-                "--workers", type=int, metavar="N", help="processes at once (default: all cores, or one on a GPU)"
-            )
-            sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-            sub.add_argument("--fail-fast", action="store_true", help="start nothing more after the first failed cell")
-        else:
-            sub.add_argument("--json", action="store_true", help="print the plan as JSON")
-        sub.set_defaults(verb=verb)
-    report = verbs.add_parser("report", help="write the report of a suite from its records")
-    _suite_arguments(report)
-    report.add_argument("--commit", action="store_true", help="also copy the records to reports/SUITE/records, for git")
-    report.add_argument(
-        "--format", default="html,csv,latex", metavar="NAMES", help="what to write of html,csv,latex (default: all)"
-    )
-    report.add_argument(
-        "--merge", metavar="NAME", help="one report of all suites in reports/NAME instead of one for each"
-    )
-    report.add_argument(
-        "--with-images",
-        action="store_true",
-        help="show slices of the images whatever their licence, in reports/SUITE/with-images, for your own eyes",
-    )
-    report.set_defaults(verb=_report)
-    ranking = verbs.add_parser("rank", help="say where a loss stands among the measured losses of a suite")
-    add_rank_arguments(ranking, _root())
-    ranking.set_defaults(verb=_rank)
-    listing = verbs.add_parser("list", help="list losses, models, metrics, profiles, engines, data sets or suites")
-    listing.add_argument("kind", choices=tuple(LISTS))
-    listing.add_argument("--json", action="store_true", help="print as JSON")
-    listing.set_defaults(verb=_list)
-    check = verbs.add_parser("check", help="check that a loss does what a loss should")
-    check.add_argument(
-        "losses", nargs="+", metavar="LOSS", help="a name, file.py:Class, 'name: {argument: value}', all"
-    )
-    check.add_argument("--json", action="store_true", help="print the certificates as JSON")
-    check.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="keeps what a loss prepares once")
-    check.set_defaults(verb=_check)
-    new = verbs.add_parser("new", help="write a file to start from: a loss of your own")
-    new.add_argument("kind", choices=("loss",))
-    new.add_argument("name", metavar="NAME", help="my_loss writes my_loss.py with the class MyLoss, here")
-    new.add_argument("--json", action="store_true", help="print file and class as JSON")
-    new.set_defaults(verb=_new)
-    landscape = verbs.add_parser("landscape", help="show how losses answer to a prediction that gets worse, untrained")
-    landscape.add_argument(
-        "losses", nargs="+", metavar="LOSS", help="a name, file.py:Class, 'name: {argument: value}', all"
-    )
-    landscape.add_argument("--json", action="store_true", help="print paths and what was left out as JSON")
-    landscape.add_argument(
-        "--out", type=Path, default=Path("runs"), metavar="DIR", help="writes DIR/landscape (default: runs)"
-    )
-    landscape.set_defaults(verb=_landscape)
-    _score_parser(verbs.add_parser("score", help="measure predictions made elsewhere against their references"))
-    records = verbs.add_parser("records", help="pack records to pass them on, take in or merge those of others")
-    records_arguments(records, _root(), _records)
-    data = verbs.add_parser("data", help="show a data set: licence, how to obtain it, what is missing")
-    data.add_argument("manifest", help="name of a manifest, or a file")
-    data.add_argument("--data", type=Path, default=_root(), metavar="DIR", help="folder of data sets (or BENCH_DATA)")
-    data.add_argument("--verify", action="store_true", help="read every case: faults, shapes, spacing, classes")
-    data.add_argument("--phantom", type=Path, metavar="DIR", help="write a small phantom in the data set's own layout")
-    data.add_argument("--from-nifti", type=Path, metavar="DIR", help="write a manifest with spacings from NIfTI files")
-    data.add_argument("--json", action="store_true", help="print as JSON")
-    data.set_defaults(verb=_data)
-    return parser
-
-
-def _suite_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "suites", nargs="+", metavar="SUITE", help="a suite file, or the name of one that ships with bench"
-    )
-    parser.add_argument("--data", type=Path, default=_root(), metavar="DIR", help="folder of data sets (or BENCH_DATA)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        action="append",
-        metavar="DIR",
-        help="folder of results (default: runs); plan and report take several, the first complete record wins",
-    )
-    parser.add_argument(
-        "--reports", type=Path, default=Path("reports"), metavar="DIR", help="folder of reports (default: reports)"
-    )
-    parser.add_argument(
-        "--only",
-        action="append",
-        default=[],
-        metavar="KEY=GLOB",
-        help="only cells whose loss, model, dataset, seed or fold matches",
-    )
-    parser.add_argument("--quick", action="store_true", help="a small form of the suite on the phantom, in minutes")
-
-
-def _score_parser(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Measure label images against references of the same names (nii, mha, mhd, nrrd, png, tif)."
-    parser.add_argument("pred_dir", type=Path, metavar="PRED_DIR", help="folder of predicted label images")
-    parser.add_argument("ref_dir", type=Path, metavar="REF_DIR", help="folder of reference label images")
-    parser.add_argument("--labels", metavar="NAME=VALUE,...", help="liver=1,tumour=2+3; default: the values found")
-    parser.add_argument("--manifest", metavar="NAME", help="take labels, ignore and regions from a data manifest")
-    parser.add_argument("--ignore", type=int, metavar="VALUE", help="reference label that is left out of everything")
-    parser.add_argument("--drop", metavar="VALUE,...", help="label values that count as background")
-    parser.add_argument("--metrics", metavar="NAME,...", help="default: dice,hd95,asd; see bench list metrics; nsd@2")
-    parser.add_argument("--profile", metavar="NAME,...", help="definition of the distances (default: voxel-max)")
-    parser.add_argument("--engine", metavar="NAME", help="simpleitk (default), points or points-numba")
-    parser.add_argument("--spacing", metavar="Z,Y,X", help="mm per axis instead of what the files say, or unknown")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write all rows as CSV")
-    parser.add_argument("--json", action="store_true", dest="as_json", help="print rows and means as JSON")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes at once (default: all cores)")
-    parser.set_defaults(verb=_score)
-
-
-def _root() -> Path | None:
-    return Path(os.environ["BENCH_DATA"]) if os.environ.get("BENCH_DATA") else None
 
 
 def _load(args: argparse.Namespace) -> list[tuple[Suite, list[Entry]]]:
@@ -433,6 +304,20 @@ def _data(args: argparse.Namespace) -> int:
 
     return data_command(args)
 
+
+VERBS: dict[str, Verb] = {
+    "run": _run,
+    "plan": _plan,
+    "report": _report,
+    "rank": _rank,
+    "list": _list,
+    "check": _check,
+    "new": _new,
+    "landscape": _landscape,
+    "score": _score,
+    "records": _records,
+    "data": _data,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -187,7 +187,15 @@ def test_ctrl_c_ends_with_a_message_and_writes_nothing(tmp_path: Path) -> None:
             else:
                 write(path, pred)
     command = [sys.executable, "-m", "harness", "score", "pred", "ref", "--labels", "a=1,b=2", "--out", "rows.csv"]
-    run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    run = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # a suite of tests that was started in the background hands on that Ctrl-C is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         time.sleep(5)
         assert run.poll() is None

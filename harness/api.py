@@ -79,6 +79,9 @@ def run(
     workers: int | None = None,
     fail_fast: bool = False,
     console: Console | None = None,
+    on: str = "local",
+    cluster: Folder | None = None,
+    detach: bool = False,
 ) -> list[RunRecord]:
     """Train and measure the cells of a suite that have no record; returns the records of those that were started.
 
@@ -93,6 +96,9 @@ def run(
         workers: Processes; all cores by default, one on a GPU.
         fail_fast: Start nothing more after the first cell that failed.
         console: For progress; the terminal by default.
+        on: Where the cells run: "local", "slurm" or "ray" (docs/clusters.md); `workers` are then cells at once.
+        cluster: A file that describes the cluster.
+        detach: Submit to the cluster and return; the same call later attaches to what runs.
 
     Raises:
         BenchError: The data is not there, or a folder takes no files.
@@ -101,7 +107,16 @@ def run(
     todo = to_rerun(plan(suite, out=out, reports=reports, only=only), rerun)
     place = Place(Path(out).resolve(), Path(data).resolve() if data is not None else None)
     return run_entries(
-        todo, place, reports=Path(reports), device=device, workers=workers, fail_fast=fail_fast, console=console
+        todo,
+        place,
+        reports=Path(reports),
+        device=device,
+        workers=workers,
+        fail_fast=fail_fast,
+        console=console,
+        on=on,
+        cluster=Path(cluster) if cluster is not None else None,
+        detach=detach,
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from harness import __version__
+from harness.backends.arguments import add_cluster_arguments
 from harness.listing import LISTS
 from harness.ranking.arguments import add_arguments as add_rank_arguments
 from harness.sharing.arguments import records_arguments
@@ -36,6 +37,7 @@ def parser_of(act: Mapping[str, Verb]) -> argparse.ArgumentParser:
             )
             sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
             sub.add_argument("--fail-fast", action="store_true", help="start nothing more after the first failed cell")
+            add_cluster_arguments(sub)
         else:
             sub.add_argument("--json", action="store_true", help="print the plan as JSON")
         sub.set_defaults(verb=act[name])

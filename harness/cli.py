@@ -90,6 +90,9 @@ def _work(todo: list[Entry], place: Place, args: argparse.Namespace, console: Co
         workers=args.workers,
         fail_fast=args.fail_fast,
         console=console,
+        on=args.on,
+        cluster=args.cluster,
+        detach=args.detach,
     )
 
 

@@ -16,6 +16,8 @@ from harness.records import RunRecord
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from harness.backends import Backend
+
 
 def run_entries(
     todo: Sequence[Entry],
@@ -26,6 +28,9 @@ def run_entries(
     workers: int | None = None,
     fail_fast: bool = False,
     console: Console | None = None,
+    on: str = "local",
+    cluster: Path | None = None,
+    detach: bool = False,
 ) -> list[RunRecord]:
     """Run cells of one or several suites, after the data was seen to be there and the folders to take files.
 
@@ -37,6 +42,9 @@ def run_entries(
         workers: As in `run`.
         fail_fast: As in `run`.
         console: As in `run`.
+        on: As in `run`.
+        cluster: As in `run`.
+        detach: As in `run`.
 
     Raises:
         BenchError: As in `run`, or the device is not there.
@@ -45,17 +53,35 @@ def run_entries(
 
     if workers is not None and workers < 1:
         raise BenchError(f"--workers {workers}: expected at least 1.")
+    backend = _elsewhere(on, cluster, detach)
     if not todo:
         return []
     if console is None:
         from rich.console import Console
 
         console = Console()
-    check_data([e.cell for e in todo], place.root)
+    if backend is None:
+        check_data([e.cell for e in todo], place.root)
     for folder in (place.out, reports):
         writable(folder)
+    if backend is not None:
+        from harness.backends import Asked
+
+        return backend(todo, replace(place, device=device), Asked(workers, fail_fast, cluster, detach), console)
     place = replace(place, device=device_of(device))
     return run_cells([*todo], place, workers or (1 if place.device != "cpu" else cores()), console, fail_fast)
+
+
+def _elsewhere(on: str, cluster: Path | None, detach: bool) -> Backend | None:
+    """The backend that runs the cells, or None for this machine."""
+    if on != "local":
+        from harness.backends import backend_of
+
+        return backend_of(on)
+    for flag, given in (("--cluster", cluster), ("--detach", detach)):
+        if given:
+            raise BenchError(f"{flag}: is for --on slurm and --on ray; here the cells run on this machine.")
+    return None
 
 
 def device_of(asked: str) -> str:

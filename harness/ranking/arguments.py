@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from harness.backends.arguments import add_cluster_arguments
+
 
 def add_arguments(parser: argparse.ArgumentParser, root: Path | None) -> None:
     """Add what `bench rank` takes; `root` is the default of --data."""
@@ -42,5 +44,6 @@ def add_arguments(parser: argparse.ArgumentParser, root: Path | None) -> None:
         "--workers", type=int, metavar="N", help="processes at once (default: all cores, or one on a GPU)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add_cluster_arguments(parser)
     parser.add_argument("--no-report", action="store_true", help="leave out the report in REPORTS/SUITE+LOSS")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

@@ -39,6 +39,9 @@ def rank_command(args: argparse.Namespace) -> int:
             rerun=args.rerun,
             page=not args.no_report,
             console=console,
+            on=args.on,
+            cluster=args.cluster,
+            detach=args.detach,
         )
     except CheckFailed as error:
         if args.json:

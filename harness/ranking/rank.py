@@ -93,6 +93,9 @@ def rank(
     rerun: str | None = None,
     page: bool = True,
     console: Console | None = None,
+    on: str = "local",
+    cluster: str | Path | None = None,
+    detach: bool = False,
 ) -> Ranked:
     """Place losses among those of a suite, whose records stay as they are.
 
@@ -113,6 +116,9 @@ def rank(
         rerun: Also run cells of these losses of the state "diverged", "stale" or "all" again.
         page: Whether to write the report `reports/SUITE+LOSS`.
         console: For progress; none is shown without it.
+        on: Where the cells run: "local", "slurm" or "ray".
+        cluster: A file that describes the cluster.
+        detach: Submit to the cluster and go on; cells that are not finished have no result yet.
 
     Returns:
         Tier, rank and difference from the baseline of each loss, with what they rest on.
@@ -137,12 +143,23 @@ def rank(
     if todo:
         from harness.runner import check_data
 
-        check_data([e.cell for e in todo], place.root)  # before the seconds of a check
+        if on == "local":
+            check_data([e.cell for e in todo], place.root)  # before the seconds of a check
     certificates = _checked(whole, place.cache / "prepared", quiet)
     twins = _twins(whole, place.cache / "prepared")
     if todo:
         quiet.print(f"{len(todo)} of {len(ours)} cells of {', '.join(whole.ranked)} to run", highlight=False)
-        run_entries(todo, place, reports=reports, device=device, workers=workers, console=quiet)
+        run_entries(
+            todo,
+            place,
+            reports=reports,
+            device=device,
+            workers=workers,
+            console=quiet,
+            on=on,
+            cluster=Path(cluster) if cluster is not None else None,
+            detach=detach,
+        )
         entries = make_plan(whole, outs, reports)
     tables = frames(counted(entries, whole.ranked), Home(place.out, whole.name))
     ranking = ranking_of(whole, against)

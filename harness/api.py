@@ -82,6 +82,7 @@ def run(
     on: str = "local",
     cluster: Folder | None = None,
     detach: bool = False,
+    per_device: int | None = None,
 ) -> list[RunRecord]:
     """Train and measure the cells of a suite that have no record; returns the records of those that were started.
 
@@ -92,22 +93,23 @@ def run(
         reports: Folder whose `*/records/` hold committed or imported records.
         only: As in `plan`.
         rerun: Also run cells of this state again: "diverged", "stale" or "all".
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        workers: Processes; all cores by default, one on a GPU.
+        device: "auto" (all GPUs, else the CPU), "cpu", "cuda:N", or several: "cuda:0,cuda:1".
+        workers: Processes; by default one for each core, as far as memory goes, or `per_device` on each GPU.
         fail_fast: Start nothing more after the first cell that failed.
         console: For progress; the terminal by default.
         on: Where the cells run: "local", "slurm" or "ray" (docs/clusters.md); `workers` are then cells at once.
         cluster: A file that describes the cluster.
         detach: Submit to the cluster and return; the same call later attaches to what runs.
+        per_device: Cells at once on each GPU; 1 by default.
 
     Raises:
         BenchError: The data is not there, or a folder takes no files.
         KeyboardInterrupt: After Ctrl-C, when all checkpoints are written.
     """
-    todo = to_rerun(plan(suite, out=out, reports=reports, only=only), rerun)
+    entries = plan(suite, out=out, reports=reports, only=only)
     place = Place(Path(out).resolve(), Path(data).resolve() if data is not None else None)
     return run_entries(
-        todo,
+        to_rerun(entries, rerun),
         place,
         reports=Path(reports),
         device=device,
@@ -117,6 +119,8 @@ def run(
         on=on,
         cluster=Path(cluster) if cluster is not None else None,
         detach=detach,
+        per_device=per_device,
+        known=[e.record for e in entries if e.record is not None],
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from harness import __version__
 from harness.backends.arguments import add_cluster_arguments
 from harness.listing import LISTS
+from harness.local_arguments import add_local_arguments
 from harness.ranking.arguments import add_arguments as add_rank_arguments
 from harness.sharing.arguments import records_arguments
 
@@ -32,10 +33,7 @@ def parser_of(act: Mapping[str, Verb]) -> argparse.ArgumentParser:
         _suite_arguments(sub)
         sub.add_argument("--rerun", choices=("diverged", "stale", "all"), help="also run cells of this state again")
         if name == "run":
-            sub.add_argument(
-                "--workers", type=int, metavar="N", help="processes at once (default: all cores, or one on a GPU)"
-            )
-            sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+            add_local_arguments(sub)
             sub.add_argument("--fail-fast", action="store_true", help="start nothing more after the first failed cell")
             add_cluster_arguments(sub)
         else:

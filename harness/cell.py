@@ -174,11 +174,13 @@ class Place:
         out: Folder of results.
         root: Folder in which data sets lie, or None.
         device: "cpu", "cuda" or "cuda:1".
+        beside: Processes that share the memory of the device, this one included.
     """
 
     out: Path
     root: Path | None
     device: str = "cpu"
+    beside: int = 1
 
     @property
     def cache(self) -> Path:

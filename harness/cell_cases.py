@@ -14,7 +14,7 @@ from harness.data.layouts import Reader, reader_of
 from harness.data.manifest import Manifest
 from harness.data.phantoms import data_root
 from harness.data.prepare import prepare
-from harness.data.samples import LabelList
+from harness.data.samples import LabelList, budget
 from harness.data.stored import Prepared, Stored, fingerprint
 from harness.losses.facts import label_facts
 
@@ -69,6 +69,7 @@ class Cases:
             self._facts = label_facts((c.label for c in cases), manifest.num_classes)
             self.fingerprint = fingerprint(part for c in cases for part in (c.image, c.label))
             device = torch.device(self._place.device)
-            self._train = TrainSet(cases, self.view(cell, manifest), cell.train["augment"], device)
+            limit = budget(device, self._place.beside) if self._place.beside > 2 else None
+            self._train = TrainSet(cases, self.view(cell, manifest), cell.train["augment"], device, limit)
             self._key = key
         return self._train, self._labels, self._facts

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from harness.cell import Place
+    from harness.estimates import Estimates
     from harness.plan import Entry
+    from harness.records import RunRecord
     from harness.suite import Suite
 
 
@@ -74,12 +76,15 @@ def _run(args: argparse.Namespace) -> int:
         )
     place = Place(_outs(args)[0].resolve(), args.data.resolve() if args.data else None)
     if todo:
-        _work(list(todo.values()), place, args, console)
+        known = [e.record for _, entries in planned for e in entries if e.record is not None]
+        _work(list(todo.values()), place, args, console, known)
         planned = [(s, make_plan(s, _outs(args), args.reports, args.only)) for s, _ in planned]
     return _finish(planned, place, args, console)
 
 
-def _work(todo: list[Entry], place: Place, args: argparse.Namespace, console: Console) -> None:
+def _work(
+    todo: list[Entry], place: Place, args: argparse.Namespace, console: Console, known: Sequence[RunRecord]
+) -> None:
     from harness.launch import run_entries
 
     run_entries(
@@ -93,6 +98,8 @@ def _work(todo: list[Entry], place: Place, args: argparse.Namespace, console: Co
         on=args.on,
         cluster=args.cluster,
         detach=args.detach,
+        per_device=args.per_device,
+        known=known,
     )
 
 
@@ -147,13 +154,20 @@ def _plan(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from harness.estimates import Estimates
     from harness.plan import counts, to_rerun
 
     planned = _load(args)
+    estimates = Estimates(e.record for _, entries in planned for e in entries if e.record is not None)
     if args.json:
         import json
 
-        print(json.dumps([_plan_row(s, e) for s, entries in planned for e in entries], indent=1, ensure_ascii=False))
+        rows = [
+            _plan_row(s, e) | {"seconds": estimates.seconds(e.cell) if to_rerun([e], args.rerun) else None}
+            for s, entries in planned
+            for e in entries
+        ]
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
         return 0
     console = Console()
     for suite, entries in planned:
@@ -169,9 +183,22 @@ def _plan(args: argparse.Namespace) -> int:
         console.print(table, markup=False)
         for reason in dict.fromkeys(e.cell.skip for e in entries if e.cell.skip):
             console.print(f"skipped: {reason}", markup=False, highlight=False)
-        console.print(f"{len(to_rerun(entries, args.rerun))} cells to run", highlight=False)
+        todo = to_rerun(entries, args.rerun)
+        console.print(f"{len(todo)} cells to run{_expected(todo, estimates)}", highlight=False)
         _data_notes(suite, args, console)
     return 0
+
+
+def _expected(todo: Sequence[Entry], estimates: Estimates) -> str:
+    """How long that will take, as far as it is known."""
+    from harness.progress import duration
+
+    seconds = estimates.total(e.cell for e in todo)
+    if not todo:
+        return ""
+    if seconds is None:
+        return "; how long they take is not known before one is finished"
+    return f", about {duration(seconds)} of one process (from {estimates.known} finished)"
 
 
 def _plan_row(suite: Suite, entry: Entry) -> dict[str, Any]:

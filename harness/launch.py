@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.cell import Place
+from harness.cell import Cell, Place
 from harness.errors import BenchError
+from harness.estimates import Estimates
 from harness.plan import Entry
-from harness.processes import cores, writable
+from harness.processes import cores, free_memory, writable
 from harness.records import RunRecord
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ def run_entries(
     on: str = "local",
     cluster: Path | None = None,
     detach: bool = False,
+    per_device: int | None = None,
+    known: Iterable[RunRecord] = (),
 ) -> list[RunRecord]:
     """Run cells of one or several suites, after the data was seen to be there and the folders to take files.
 
@@ -38,13 +42,15 @@ def run_entries(
         todo: The cells.
         place: Where results and data are; its device is not looked at.
         reports: Folder of reports.
-        device: "auto", "cpu", "cuda" or "cuda:N".
+        device: As in `run`.
         workers: As in `run`.
         fail_fast: As in `run`.
         console: As in `run`.
         on: As in `run`.
         cluster: As in `run`.
         detach: As in `run`.
+        per_device: As in `run`.
+        known: Records of finished cells, to tell time and memory of these.
 
     Raises:
         BenchError: As in `run`, or the device is not there.
@@ -68,8 +74,13 @@ def run_entries(
         from harness.backends import Asked
 
         return backend(todo, replace(place, device=device), Asked(workers, fail_fast, cluster, detach), console)
-    place = replace(place, device=device_of(device))
-    return run_cells([*todo], place, workers or (1 if place.device != "cpu" else cores()), console, fail_fast)
+    devices = devices_of(device)
+    estimates = Estimates(known, gpu=devices[0] != "cpu")
+    cells = [e.cell for e in todo]
+    slots, said = slots_of(devices, cells, estimates, workers, per_device)
+    if said:
+        console.print(said, highlight=False)
+    return run_cells([*todo], place, slots, console, fail_fast, estimates)
 
 
 def _elsewhere(on: str, cluster: Path | None, detach: bool) -> Backend | None:
@@ -84,27 +95,89 @@ def _elsewhere(on: str, cluster: Path | None, detach: bool) -> Backend | None:
     return None
 
 
-def device_of(asked: str) -> str:
-    """The device to run on; torch is asked only where a GPU's driver is present.
+def slots_of(
+    devices: Sequence[str],
+    cells: Sequence[Cell],
+    estimates: Estimates,
+    workers: int | None = None,
+    per_device: int | None = None,
+) -> tuple[list[str], str]:
+    """The device of every worker process, and why there are so many.
+
+    On a CPU a process runs one thread, and without `workers` there are as many as cores, as far as memory goes for the
+    largest cell. On GPUs each runs one cell, or `per_device` of them.
+
+    Args:
+        devices: From `devices_of`.
+        cells: What is to run.
+        estimates: Of their memory.
+        workers: Processes in all, or None.
+        per_device: Processes on each GPU, or None.
 
     Raises:
-        BenchError: There is no such device here.
+        BenchError: The two do not go together, or with these devices.
+    """
+    if per_device is not None and per_device < 1:
+        raise BenchError(f"--per-device {per_device}: expected at least 1.")
+    if devices[0] != "cpu":
+        if workers is not None and per_device is not None:
+            raise BenchError(
+                "--per-device and --workers both say how many cells run at once; leave out one of the two."
+            )
+        count = workers or len(devices) * (per_device or 1)
+        slots = [devices[i % len(devices)] for i in range(min(count, len(cells)))]  # the first cells on different ones
+        each = Counter(slots)
+        return slots, f"{_workers(len(slots))}: " + ", ".join(f"{n} on {name}" for name, n in each.items())
+    if per_device is not None:
+        raise BenchError("--per-device: is for GPUs; on a CPU --workers says how many cells run at once.")
+    if workers is not None:
+        return ["cpu"] * min(workers, len(cells)), ""
+    needs = [estimates.memory(cell) for cell in cells if not cell.skip] or [(0.0, True)]
+    peak, measured = max(needs)
+    free = free_memory() / 2**20
+    count = max(1, min(cores(), int(free / max(peak, 1.0)), len(cells)))
+    how = "in finished ones" if measured else "guessed from its size"
+    return ["cpu"] * count, (
+        f"{_workers(count)}: {cores()} cores, {free / 1024:.1f} GB free, about {peak / 1024:.1f} GB a cell ({how})"
+    )
+
+
+def devices_of(asked: str) -> list[str]:
+    """The devices to run on; torch is asked only where a GPU's driver is present.
+
+    Args:
+        asked: "auto" (all GPUs of the kind of the first, else the CPU), "cpu", "cuda", or GPUs as "cuda:0,cuda:1".
+
+    Raises:
+        BenchError: There is no such device here, or they cannot work together.
     """
     if asked == "cpu":
-        return "cpu"
+        return ["cpu"]
     present = any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg"))
     if not present and asked == "auto":
-        return "cpu"
+        return ["cpu"]
     import torch
 
-    available = torch.cuda.is_available()
-    if asked == "auto":
-        return "cuda:0" if available else "cpu"
-    if not asked.startswith("cuda"):
-        raise BenchError(f"--device {asked}: expected auto, cpu, cuda or cuda:N.")
-    index = asked.partition(":")[2] or "0"
-    if not available or not index.isdigit() or int(index) >= torch.cuda.device_count():
-        raise BenchError(
-            f"--device {asked}: torch sees {torch.cuda.device_count() if available else 0} CUDA devices here."
-        )
-    return f"cuda:{index}"
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if asked == "auto":  # of one kind: another would round otherwise, and take another time
+        names = [torch.cuda.get_device_name(i) for i in range(count)]
+        return [f"cuda:{i}" for i, name in enumerate(names) if name == names[0]] or ["cpu"]
+    found: list[str] = []
+    for part in asked.split(","):
+        kind, _, index = part.strip().partition(":")
+        if kind == "cpu":
+            raise BenchError(f"--devices {asked}: a CPU beside GPUs would give other numbers; name one or the other.")
+        if kind != "cuda":
+            raise BenchError(f"--devices {asked}: expected auto, cpu, cuda, cuda:N or several: cuda:0,cuda:1.")
+        index = index or "0"
+        if not index.isdecimal() or int(index) >= count:
+            raise BenchError(f"--devices {asked}: torch sees {count} CUDA devices here.")
+        name = f"cuda:{int(index)}"
+        if name in found:
+            raise BenchError(f"--devices {asked}: {name} stands twice; --per-device 2 runs two cells on each.")
+        found.append(name)
+    return found
+
+
+def _workers(count: int) -> str:
+    return f"{count} workers" if count > 1 else "1 worker"

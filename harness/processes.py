@@ -22,18 +22,47 @@ THREAD_VARIABLES = (
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
 )
 
+GROUP = Path("/sys/fs/cgroup")  # the control group of this process, where it has one of its own
+VMSTAT = Path("/proc/vmstat")
+
 
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def cause_of_death(process: Any) -> str:
-    """Why a process ended, in words."""
+def free_memory() -> int:
+    """Bytes of memory that this process may still take, on Linux also within its control group."""
+    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_AVPHYS_PAGES" in os.sysconf_names else 0
+    found = [pages] if pages else [4 * 2**30]
+    try:
+        lines = dict(t.split(":") for t in Path("/proc/meminfo").read_text().splitlines())
+        found = [int(lines["MemAvailable"].split()[0]) * 1024]  # free pages and what the system would give up for us
+        found.append(int((GROUP / "memory.max").read_text()) - int((GROUP / "memory.current").read_text()))
+    except (OSError, ValueError, KeyError, IndexError):
+        pass  # another system, or no limit ("max")
+    return max(0, min(found))
+
+
+def oom_kills() -> int | None:
+    """Processes that the system has killed for lack of memory so far; None where it does not say.
+
+    Linux counts them for the control group, and where that has no count for the whole machine.
+    """
+    for path in (GROUP / "memory.events", VMSTAT):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return int(dict(line.split() for line in path.read_text().splitlines())["oom_kill"])
+    return None
+
+
+def cause_of_death(process: Any, oom: bool = False) -> str:
+    """Why a process ended, in words; `oom` where the system is known to have killed one for lack of memory."""
     process.join(5)
     code = process.exitcode
     if code is None or code >= 0:
         return f"exit code {code}"
+    if code == -9 and oom:
+        return "signal 9, and the system has just ended a process for lack of memory"
     hint = ", often the system's answer to too little memory; try fewer workers" if code == -9 else ""
     return f"signal {-code}{hint}"
 

@@ -12,8 +12,8 @@ import multiprocessing as mp
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -22,19 +22,25 @@ from typing import Any
 from rich.console import Console
 
 from harness.cell import Cell, Place
+from harness.cell_log import log, remedy
 from harness.data.fingerprint import asks
 from harness.data.layouts import reader_of
 from harness.data.layouts.absent import absence
 from harness.data.manifest import load_manifest
 from harness.data.phantoms import is_phantom
 from harness.errors import BenchError
+from harness.estimates import Estimates
+from harness.order import Queue
 from harness.plan import Entry
-from harness.processes import cause_of_death, deaf_to_ctrl_c, one_thread
+from harness.processes import cause_of_death, deaf_to_ctrl_c, one_thread, oom_kills
 from harness.progress import RunProgress
 from harness.records import RETRIED, RunRecord, read_record
 
 Case = tuple[str, str, str, bool, str]  # manifest, case, view, whether of the phantom, training cases if they matter
+Run = Callable[..., RunRecord]  # as harness.worker.run_cell
+Shared = tuple[str, bool, int]
 Job = tuple[str, str, dict[str, Any], bool, list[str]]
+FAILED = ("error", "oom", "timeout", "diverged")  # what --fail-fast stops at
 START_SECONDS = 120.0  # for a new process to import torch; a cell's timeout counts from then
 
 
@@ -46,20 +52,32 @@ class Worker:
     connection: Connection
     cell: Cell | None = None
     deadline: float | None = None
+    kills: int | None = None  # of the system for lack of memory, when the cell began
 
 
 @dataclass
 class Pool:
-    """Worker processes, one cell each at a time."""
+    """Worker processes, one cell each at a time.
+
+    Attributes:
+        place: Results folder and data root; its device is not looked at.
+        devices: The device of each process.
+        run: What a process runs a cell with; by default `harness.worker.run_cell`.
+        slots: The processes that were started, by their index in `devices`.
+    """
 
     place: Place
+    devices: Sequence[str]
+    run: Run | None = None
     slots: dict[int, Worker] = field(default_factory=dict)
 
     def start(self, slot: int) -> Worker:
         """Start a worker in a slot, replacing a dead one."""
         context = mp.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, self.place), daemon=True, name=f"bench-{slot}")
+        device = self.devices[slot]
+        place = replace(self.place, device=device, beside=self.devices.count(device))
+        process = context.Process(target=_serve, args=(theirs, place, self.run), daemon=True, name=f"bench-{slot}")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS deterministic; before CUDA
         with one_thread(), deaf_to_ctrl_c():
             process.start()
@@ -83,11 +101,11 @@ class Pool:
                 worker.process.join()
 
 
-def _serve(connection: Connection, place: Place) -> None:
+def _serve(connection: Connection, place: Place, run: Run | None) -> None:
     """What a worker process starts with; torch is imported there and not here."""
-    from harness.worker import worker_main
+    from harness.worker import run_cell, worker_main
 
-    worker_main(connection, place)
+    worker_main(connection, place, run or run_cell)
 
 
 def check_data(cells: list[Cell], root: Path | None) -> None:
@@ -112,16 +130,24 @@ def check_data(cells: list[Cell], root: Path | None) -> None:
 
 
 def run_cells(
-    entries: list[Entry], place: Place, workers: int, console: Console, fail_fast: bool = False
+    entries: list[Entry],
+    place: Place,
+    devices: Sequence[str],
+    console: Console,
+    fail_fast: bool = False,
+    estimates: Estimates | None = None,
+    run: Run | None = None,
 ) -> list[RunRecord]:
     """Run cells on local worker processes.
 
     Args:
-        entries: Cells to run, in the order in which they start.
-        place: Results folder, data root, device.
-        workers: Processes; each runs one thread on a CPU.
+        entries: Cells to run; long ones start first, the order here decides among those that take as long.
+        place: Results folder and data root.
+        devices: The device of each process: "cpu" (one thread) or "cuda:N", which several may share.
         console: For progress.
         fail_fast: Start nothing more after the first cell that failed.
+        estimates: What finished cells tell of the time of these.
+        run: What a process runs a cell with instead of `harness.worker.run_cell`; for measurements and tests.
 
     Returns:
         The records of all cells that were started.
@@ -131,38 +157,53 @@ def run_cells(
     """
     cells = [e.cell for e in entries]
     fresh = {e.cell.eval_id for e in entries if not e.todo}  # finished ones that were asked for again
-    workers = max(1, min(workers, len(cells)))
-    pool = Pool(place)
+    estimates = estimates or Estimates(())
+    pool = Pool(place, [*devices[: max(1, len(cells))]], run)
     records: list[RunRecord] = []
     clean = False
+    progress = RunProgress(
+        [estimates.weight(c) for c in cells], console, len(pool.devices), seconds=estimates.known > 0, out=place.out
+    )
     try:
-        faults = _prepare_all(cells, pool, workers, console)
-        with RunProgress(len(cells), console) as progress:
-            for record in _dispatch(cells, fresh, pool, workers, progress, faults):
+        faults = _prepare_all(cells, pool, console)
+        progress.prepared()
+        with progress:
+            for record in _dispatch(Queue(cells, estimates.weight), fresh, pool, progress, faults, estimates):
                 records.append(record)
-                if fail_fast and record.status in ("error", "oom", "timeout", "diverged"):
+                if fail_fast and record.status in FAILED:
                     break
         clean = True
     finally:
         pool.end(grace=30.0 if not clean or fail_fast else 10.0)
+        for line in progress.summary():
+            console.print(line, highlight=False, soft_wrap=True)
     return records
 
 
-def _prepare_all(cells: list[Cell], pool: Pool, workers: int, console: Console) -> dict[Case, str]:
-    """Preprocess every case once, in parallel; returns the faults by (manifest, case)."""
+def _prepare_all(cells: list[Cell], pool: Pool, console: Console) -> dict[Shared, str]:
+    """Preprocess every case once, in parallel; returns what is wrong with the data of cells, by `_shared`.
+
+    Cells of a suite share the dictionary of their data: what follows from it is made once for all of them.
+    """
     jobs: dict[Case, Job] = {}
+    wanted: dict[Shared, list[Case]] = {}
     for cell in cells:
-        for case in [] if cell.skip else [*cell.data["train"], *cell.data["val"], *cell.data["test"]]:
-            jobs.setdefault(_key(cell, case), _job(cell, case))
+        if cell.skip or _shared(cell) in wanted:
+            continue
+        own = wanted[_shared(cell)] = []
+        for case in [*cell.data["train"], *cell.data["val"], *cell.data["test"]]:
+            wish = _job(cell, case)
+            own.append(_of(wish))
+            jobs.setdefault(own[-1], wish)
     faults: dict[Case, str] = {}
     queue = deque(jobs.values())
     running: dict[int, Job] = {}
     began = time.monotonic()
-    for slot in range(workers):
+    for slot in range(len(pool.devices)):
         pool.start(slot)
     with console.status(f"preparing {len(jobs)} cases") if console.is_terminal else contextlib.nullcontext():
         while queue or running:
-            for slot in range(workers):
+            for slot in pool.slots:
                 if queue and slot not in running:
                     running[slot] = queue.popleft()
                     _send(pool.slots[slot], ("prepare", running[slot]))
@@ -178,44 +219,50 @@ def _prepare_all(cells: list[Cell], pool: Pool, workers: int, console: Console) 
                     faults[_of(job)] = message[1]
     if time.monotonic() - began > 5:
         console.print(f"prepared {len(jobs)} cases in {time.monotonic() - began:.0f} s", highlight=False)
-    return faults
+    return {
+        shared: next(faults[c] for c in own if c in faults) for shared, own in wanted.items() if faults.keys() & own
+    }
 
 
 def _dispatch(
-    cells: list[Cell],
+    queue: Queue,
     fresh: set[str],
     pool: Pool,
-    workers: int,
     progress: RunProgress,
-    faults: dict[Case, str],
+    faults: dict[Shared, str],
+    estimates: Estimates,
 ) -> Iterator[RunRecord]:
-    queue = list(cells)
-    busy: dict[int, str] = {}  # slot → training; two evaluations of one training take turns
+    busy: dict[int, Cell] = {}
+    held: dict[int, Hashable] = {}  # the training set that each process keeps from its last cell
     while queue or busy:
-        for slot in range(workers):
+        for slot in range(len(pool.devices)):
             while slot not in busy:
-                cell = next((c for c in queue if c.train_id not in busy.values()), None)
+                others = [group for other, group in held.items() if other != slot]
+                cell = queue.take(held.get(slot), others)
                 if cell is None:
                     break
-                queue.remove(cell)
-                fault = _fault_of(cell, faults)
-                if fault:
+                weight = estimates.weight(cell)
+                if (fault := faults.get(_shared(cell))) and not cell.skip:
+                    progress.started(slot, cell.title, weight)
+                    queue.done(cell)
                     yield _finish(cell, slot, _failed(cell, pool.place, "error", fault), progress)
                     continue
-                _begin(pool, slot, cell, cell.eval_id in fresh, progress)
-                busy[slot] = cell.train_id
+                _begin(pool, slot, cell, cell.eval_id in fresh)
+                progress.started(slot, cell.title, weight)
+                busy[slot], held[slot] = cell, queue.group(cell)
         for slot, record in _collect(pool, progress):
-            busy.pop(slot, None)
+            if (ended := busy.pop(slot, None)) is not None:
+                queue.done(ended)
             yield record
 
 
-def _begin(pool: Pool, slot: int, cell: Cell, fresh: bool, progress: RunProgress) -> None:
+def _begin(pool: Pool, slot: int, cell: Cell, fresh: bool) -> None:
     worker = pool.slots.get(slot)
     if worker is None or not worker.process.is_alive():
         worker = pool.start(slot)
     worker.cell = cell
     worker.deadline = time.monotonic() + cell.timeout + START_SECONDS if cell.timeout else None
-    progress.started(slot, cell.title)
+    worker.kills = oom_kills()
     _send(worker, ("cell", (cell, fresh)))
 
 
@@ -227,8 +274,12 @@ def _collect(pool: Pool, progress: RunProgress) -> Iterator[tuple[int, RunRecord
                 del pool.slots[slot]  # died while idle; the next cell of this slot starts another
             continue
         if message is None:
-            reason = f"its worker process died ({cause_of_death(worker.process)})"
-            yield slot, _ended(pool, slot, "error", reason, progress)
+            oom = worker.kills is not None and (oom_kills() or 0) > worker.kills
+            oom &= worker.process.exitcode == -9
+            reason = f"its worker process died ({cause_of_death(worker.process, oom)})"
+            if oom:
+                reason += f"; {remedy(worker.cell)}"
+            yield slot, _ended(pool, slot, "oom" if oom else "error", reason, progress)
             pool.start(slot)
         elif message[0] == "started":
             worker.deadline = time.monotonic() + worker.cell.timeout if worker.cell.timeout else None
@@ -236,7 +287,7 @@ def _collect(pool: Pool, progress: RunProgress) -> Iterator[tuple[int, RunRecord
             progress.moved(slot, *message[1])
         else:
             cell, worker.cell = worker.cell, None
-            if pool.place.device != "cpu" and message[1].status in ("error", "oom"):
+            if pool.devices[slot] != "cpu" and message[1].status in ("error", "oom"):
                 _end_now(worker)  # after a fault on the device nothing works in its process any more
                 del pool.slots[slot]
             yield slot, _finish(cell, slot, message[1], progress)
@@ -255,6 +306,9 @@ def _ended(pool: Pool, slot: int, status: str, reason: str, progress: RunProgres
 
 
 def _finish(cell: Cell, slot: int, record: RunRecord, progress: RunProgress) -> RunRecord:
+    described = cell.described()
+    if record.cell == described:  # the cells of a suite share most of it, and thousands of copies would not
+        record = replace(record, cell=described)
     progress.finished(slot, cell.title, record)
     return record
 
@@ -269,7 +323,13 @@ def _failed(cell: Cell, place: Place, status: str, message: str) -> RunRecord:
     with contextlib.suppress(OSError):  # the message still reaches the user, and the same command runs the cell again
         cell.eval_folder(place.out).mkdir(parents=True, exist_ok=True)
         record.write(cell.eval_folder(place.out) / "record.json")
+    log(cell.folder(place.out), f"{status}: {message}")
     return record
+
+
+def _shared(cell: Cell) -> Shared:
+    """Equal for cells whose cases are prepared alike: the data of a fold is one dictionary for all of them."""
+    return cell.manifest_path, cell.quick, id(cell.data)
 
 
 def _job(cell: Cell, case: str) -> Job:
@@ -294,14 +354,6 @@ def _of(job: Job) -> Case:
 def _end_now(worker: Worker) -> None:
     worker.process.kill()
     worker.process.join()
-
-
-def _fault_of(cell: Cell, faults: dict[Case, str]) -> str | None:
-    for case in [*cell.data["train"], *cell.data["val"], *cell.data["test"]]:
-        fault = faults.get(_key(cell, case))
-        if fault and not cell.skip:
-            return fault
-    return None
 
 
 def _messages(pool: Pool, seconds: float) -> Iterator[tuple[int, Any]]:

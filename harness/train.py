@@ -97,11 +97,13 @@ class Hooks:
         report: Called after every epoch with (steps done, steps in all, mean loss).
         stop: Asked before every step; True ends the training with a checkpoint.
         validate: Called after every epoch with the network in evaluation mode; metric values by name.
+        began: Called once before the first step with the number of steps that a checkpoint brought.
     """
 
     report: Callable[[int, int, float], None] = lambda done, total, loss: None
     stop: Callable[[], bool] = lambda: False
     validate: Callable[[nn.Module], dict[str, float]] | None = None
+    began: Callable[[int], None] = lambda step: None
 
 
 class Trainer:
@@ -169,6 +171,7 @@ class Trainer:
         if not self._resume():
             self.progress.fingerprints = {"init": digest(self.model), "batches": self._fingerprint()}
         state = self.progress
+        self.hooks.began(state.step)
         self._before, self._began, self._saved = state.seconds, time.monotonic(), time.monotonic()
         self.model.train()
         while state.step < self.steps and not state.diverged:

@@ -10,7 +10,6 @@ import platform
 import resource
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -22,6 +21,7 @@ import torch
 
 from harness.cell import Cell, Place
 from harness.cell_cases import Cases as Cases
+from harness.cell_log import log, memory_sentence
 from harness.check.certificates import certificates_of
 from harness.data.fingerprint import resolved
 from harness.data.manifest import Manifest, load_manifest
@@ -78,15 +78,17 @@ def run_cell(
         except BenchError as error:
             record = _record(cell, "error", str(error))
         except (torch.OutOfMemoryError, MemoryError) as error:
-            record = _record(cell, "oom", f"out of memory: {_first_line(error)}")
+            record = _out_of_memory(cell, place, error)
         except OSError as error:
             record = _record(cell, "error", _os_sentence(error))
-            _log(cell.folder(place.out), traceback.format_exc())
+            log(cell.folder(place.out), traceback.format_exc())
         except Exception as error:  # whatever a user's loss raises fails its cell and no other
-            # the CPU allocator has no exception class of its own
-            status = "oom" if "can't allocate memory" in str(error) else "error"
-            record = _record(cell, status, f"{type(error).__name__}: {_first_line(error)} ({_where(error)})")
-            _log(cell.folder(place.out), traceback.format_exc())
+            if "can't allocate memory" in str(error):  # the CPU allocator has no exception class of its own
+                record = _out_of_memory(cell, place, error)
+            else:
+                text = f"{type(error).__name__}: {_first_line(error)} ({_where(error)})"
+                record = _record(cell, "error", text)
+            log(cell.folder(place.out), traceback.format_exc())
         return _store(record, cell, place)
 
 
@@ -177,14 +179,23 @@ def _train(
         folder=place.cache / "prepared",
         device=device,
     )
-    hooks = Hooks(report, stop, validator(cell, cases, manifest, device))
+    trainer: Trainer
+
+    def began(step: int) -> None:
+        resumed = f", resumed from step {step}" if step else ""
+        log(folder, f"{cell.title} on {_named(device)}: {trainer.steps} steps{resumed}")
+
+    hooks = Hooks(report, stop, validator(cell, cases, manifest, device), began)
     trainer = Trainer(cell, model, loss, data, classes, device, hooks, folder / "checkpoint.pt")
-    _log(folder, f"{cell.title} on {place.device}: {trainer.steps} steps")
     view = cases.view(cell, manifest)
     told = {} if view == cell.data["view"] else {"view": json.dumps(view, sort_keys=True)}  # words became numbers
     for text in told.values():
-        _log(folder, f"view of the data: {text}")
-    state = trainer.run()
+        log(folder, f"view of the data: {text}")
+    try:
+        state = trainer.run()
+    except Stopped:
+        log(folder, f"stopped at step {trainer.progress.step} of {trainer.steps}, checkpoint written")
+        raise
     columns = list(dict.fromkeys(key for row in state.curve for key in row))
     write_rows(folder / "curve.csv", columns, state.curve)
     if not state.diverged and not all(bool(torch.isfinite(v).all()) for v in model.state_dict().values()):
@@ -192,7 +203,7 @@ def _train(
     if not state.diverged:
         weights = {k: v.cpu() for k, v in model.state_dict().items()}
         write_atomic(folder / "weights.pt", lambda stream: torch.save(weights, stream))
-    _log(folder, state.diverged or f"trained in {state.seconds:.1f} s")
+    log(folder, f"{state.diverged or 'trained'}, {state.step} of {trainer.steps} steps in {state.seconds:.1f} s")
     cost = {
         "train_s": state.seconds,
         "step_ms": 1000 * (state.seconds - state.aside) / max(state.step, 1),
@@ -232,8 +243,15 @@ def _record(cell: Cell, status: str, message: str) -> RunRecord:
     return RunRecord(cell.train_id, cell.eval_id, status, message, cell.described(), sources=cell.sources)
 
 
+def _out_of_memory(cell: Cell, place: Place, error: BaseException) -> RunRecord:
+    trained = (cell.folder(place.out) / "train.json").is_file()
+    return _record(cell, "oom", memory_sentence(cell, str(error), place.device, training=not trained))
+
+
 def _store(record: RunRecord, cell: Cell, place: Place) -> RunRecord:
     """Write the record last; where the disk refuses even that, the parent still learns what happened."""
+    seconds = f" in {record.cost['eval_s']:.1f} s" if "eval_s" in record.cost else ""
+    log(cell.folder(place.out), record.status + (f": {record.message}" if record.message else f", evaluated{seconds}"))
     try:
         record.write(cell.eval_folder(place.out) / "record.json")
     except OSError as error:
@@ -275,6 +293,11 @@ def _environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def _named(device: torch.device) -> str:
+    """A device as a log names it."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
 def _reset_peak(device: torch.device) -> None:
     """Forget the peak memory of the cells before; on a CPU this is Linux's to offer."""
     if device.type == "cuda":
@@ -293,11 +316,6 @@ def _peak(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
-def _log(folder: Path, text: str) -> None:
-    with contextlib.suppress(OSError), (folder / "log.txt").open("a", encoding="utf-8") as stream:
-        stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-
-
 def _os_sentence(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"no space left for {error.filename or 'a result'}: free some and run the same command again"
@@ -313,7 +331,7 @@ def _where(error: BaseException) -> str:
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "no place"
 
 
-def worker_main(connection: Connection, place: Place) -> None:
+def worker_main(connection: Connection, place: Place, run: Callable[..., RunRecord] = run_cell) -> None:
     """Serve one parent: prepare cases and run cells until told to stop, or until the parent is gone."""
     stopping = False
 
@@ -344,7 +362,7 @@ def worker_main(connection: Connection, place: Place) -> None:
 
             cell, fresh = payload
             connection.send(("started", None))
-            record = run_cell(cell, place, cases, report, lambda: stopping, fresh)
+            record = run(cell, place, cases, report, lambda: stopping, fresh)
             connection.send(("record", record))
 
 

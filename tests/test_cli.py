@@ -92,7 +92,16 @@ def test_filters(toy, capsys: pytest.CaptureFixture[str], only: str, words: str)
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--device", "tpu"), ("--device", "cuda:99"), ("--workers", "0")])
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--devices", "tpu"),
+        ("--devices", "cuda:99"),
+        ("--devices", "cuda:0,cpu"),
+        ("--workers", "0"),
+        ("--per-device", "0"),
+    ],
+)
 def test_impossible_options(toy, capsys: pytest.CaptureFixture[str], flag: str, value: str) -> None:
     args = ["run", str(toy.suite()), flag, value, "--out", str(toy.folder / "o"), "--data", str(toy.folder / "data")]
     assert main([*args, "--reports", str(toy.folder / "r")]) == 2

@@ -37,7 +37,7 @@ def test_a_quick_run_needs_no_data_and_trains_on_the_phantom(toy, quick):
     cells = load_suite(quick, quick=True).cells
     check_data(list(cells), None)
     place = Place(toy.folder / "runs", None)
-    (record,) = run_cells([Entry(cells[0], "missing")], place, 1, Console(quiet=True))
+    (record,) = run_cells([Entry(cells[0], "missing")], place, ["cpu"], Console(quiet=True))
     assert record.status == "ok", record.message
     assert cells[0].data["phantom"] == PHANTOM_VERSION  # another phantom is another result
     # the cell is one of the suite's own manifest and split, with the first cases of each part

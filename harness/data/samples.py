@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import overload
 
 import numpy as np
@@ -21,12 +20,17 @@ from harness.data.augment import onto
 from harness.data.layouts import IGNORE
 from harness.data.stored import Prepared
 from harness.errors import BenchError
+from harness.processes import free_memory
 
 SHARE = 0.25  # of the memory that is free, where BENCH_CACHE_MB says nothing: workers share a machine
 
 
-def budget(device: torch.device) -> int:
+def budget(device: torch.device, beside: int = 1) -> int:
     """Bytes of samples that one training set may hold: BENCH_CACHE_MB, else a quarter of the device's free memory.
+
+    Args:
+        device: The device.
+        beside: Processes that share it; more than two together take half of what is free.
 
     Raises:
         BenchError: BENCH_CACHE_MB is not a number of megabytes.
@@ -36,23 +40,8 @@ def budget(device: torch.device) -> int:
         if not given.isdecimal():
             raise BenchError(f"BENCH_CACHE_MB is {given!r}; expected a whole number of megabytes, such as 4096.")
         return int(given) * 2**20
-    if device.type == "cuda":
-        return int(SHARE * torch.cuda.mem_get_info(device)[0])
-    return int(SHARE * _free())
-
-
-def _free() -> int:
-    """Bytes of memory that this process may still take, on Linux also within its control group."""
-    pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_AVPHYS_PAGES" in os.sysconf_names else 0
-    found = [pages] if pages else [4 * 2**30]
-    try:
-        lines = dict(t.split(":") for t in Path("/proc/meminfo").read_text().splitlines())
-        found = [int(lines["MemAvailable"].split()[0]) * 1024]  # free pages and what the system would give up for us
-        group = Path("/sys/fs/cgroup")
-        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError, KeyError, IndexError):
-        pass  # another system, or no limit ("max")
-    return max(0, min(found))
+    share = min(SHARE, 0.5 / beside)
+    return int(share * (torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()))
 
 
 def home_of(total: int, device: torch.device, limit: int | None) -> tuple[torch.device, int]:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from harness.backends.arguments import add_cluster_arguments
+from harness.local_arguments import add_local_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser, root: Path | None) -> None:
@@ -40,10 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser, root: Path | None) -> None:
     parser.add_argument(
         "--rerun", choices=("diverged", "stale", "all"), help="also run cells of these losses of this state again"
     )
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes at once (default: all cores, or one on a GPU)"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add_local_arguments(parser)
     add_cluster_arguments(parser)
     parser.add_argument("--no-report", action="store_true", help="leave out the report in REPORTS/SUITE+LOSS")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

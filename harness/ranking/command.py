@@ -42,6 +42,7 @@ def rank_command(args: argparse.Namespace) -> int:
             on=args.on,
             cluster=args.cluster,
             detach=args.detach,
+            per_device=args.per_device,
         )
     except CheckFailed as error:
         if args.json:

@@ -96,6 +96,7 @@ def rank(
     on: str = "local",
     cluster: str | Path | None = None,
     detach: bool = False,
+    per_device: int | None = None,
 ) -> Ranked:
     """Place losses among those of a suite, whose records stay as they are.
 
@@ -111,14 +112,15 @@ def rank(
         out: Folder of results; of several the first is written to.
         reports: Folder of reports.
         quick: The small form of the suite.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        workers: Processes; all cores by default, one on a GPU.
+        device: As in `harness.api.run`.
+        workers: As in `harness.api.run`.
         rerun: Also run cells of these losses of the state "diverged", "stale" or "all" again.
         page: Whether to write the report `reports/SUITE+LOSS`.
         console: For progress; none is shown without it.
         on: Where the cells run: "local", "slurm" or "ray".
         cluster: A file that describes the cluster.
         detach: Submit to the cluster and go on; cells that are not finished have no result yet.
+        per_device: As in `harness.api.run`.
 
     Returns:
         Tier, rank and difference from the baseline of each loss, with what they rest on.
@@ -159,6 +161,8 @@ def rank(
             on=on,
             cluster=Path(cluster) if cluster is not None else None,
             detach=detach,
+            per_device=per_device,
+            known=[e.record for e in entries if e.record is not None],
         )
         entries = make_plan(whole, outs, reports)
     tables = frames(counted(entries, whole.ranked), Home(place.out, whole.name))

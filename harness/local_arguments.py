@@ -1,0 +1,24 @@
+"""Arguments of the verbs that run cells on this machine."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_local_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where cells run on this machine, and how many at once."""
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes at once (default: one for each core, as far as memory goes; on GPUs --per-device for each)",
+    )
+    parser.add_argument(
+        "--devices",
+        "--device",
+        default="auto",
+        dest="device",
+        metavar="NAMES",
+        help="auto (all GPUs, else the CPU), cpu, cuda:N or several: cuda:0,cuda:1 (default: auto)",
+    )
+    parser.add_argument("--per-device", type=int, metavar="N", help="cells at once on each GPU (default: 1)")

@@ -13,6 +13,7 @@ from harness.ranking.arguments import add_arguments as add_rank_arguments
 from harness.sharing.arguments import records_arguments
 
 Verb = Callable[[argparse.Namespace], int]
+_TENSORBOARD = "also write the curves as event files, in OUT/tensorboard/SUITE"
 
 
 def parser_of(act: Mapping[str, Verb]) -> argparse.ArgumentParser:
@@ -36,6 +37,7 @@ def parser_of(act: Mapping[str, Verb]) -> argparse.ArgumentParser:
             )
             sub.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
             sub.add_argument("--fail-fast", action="store_true", help="start nothing more after the first failed cell")
+            sub.add_argument("--tensorboard", action="store_true", help=_TENSORBOARD)
             sub.add_argument("--json", action="store_true", help="print the result as JSON; progress goes to stderr")
         else:
             sub.add_argument("--json", action="store_true", help="print the plan as JSON")
@@ -54,6 +56,7 @@ def parser_of(act: Mapping[str, Verb]) -> argparse.ArgumentParser:
         action="store_true",
         help="show slices of the images whatever their licence, in reports/SUITE/with-images, for your own eyes",
     )
+    report.add_argument("--tensorboard", action="store_true", help=_TENSORBOARD)
     report.add_argument("--json", action="store_true", help="print what was written as JSON")
     report.set_defaults(verb=act["report"])
     ranking = verbs.add_parser("rank", help="say where a loss stands among the measured losses of a suite")

@@ -77,9 +77,15 @@ def _run(args: argparse.Namespace) -> int:
             highlight=False,
         )
     place = Place(_outs(args)[0].resolve(), args.data.resolve() if args.data else None)
+    if args.tensorboard:
+        from harness.tensorboard import followed, require_tensorboard
+
+        require_tensorboard()
     if todo:
-        _work(list(todo.values()), place, args, console)
+        with followed([(s.name, e) for s, e in planned], place.out) if args.tensorboard else nullcontext():
+            _work(list(todo.values()), place, args, console)
         planned = [(s, make_plan(s, _outs(args), args.reports, args.only)) for s, _ in planned]
+    _tensorboard(planned, place, args, console)
     return _finish(planned, started, place, args, console)
 
 
@@ -95,6 +101,20 @@ def _work(todo: list[Entry], place: Place, args: argparse.Namespace, console: Co
         fail_fast=args.fail_fast,
         console=console,
     )
+
+
+def _tensorboard(
+    planned: list[tuple[Suite, list[Entry]]], place: Place, args: argparse.Namespace, console: Console
+) -> None:
+    """The curves of all cells that have one as event files, where that was asked for."""
+    if not args.tensorboard:
+        return
+    from harness.tensorboard import FOLDER, curves_of, export_curves, require_tensorboard
+
+    require_tensorboard()
+    for suite, entries in planned:
+        export_curves(suite.name, curves_of(entries, place.out), place.out)
+        console.print(f"tensorboard --logdir {place.out / FOLDER / suite.name}", highlight=False, soft_wrap=True)
 
 
 def _finish(
@@ -262,6 +282,7 @@ def _report(args: argparse.Namespace) -> int:
     if args.merge and args.commit:
         raise BenchError("--commit: records are committed suite by suite; leave out --merge.")
     planned = _load(args)
+    _tensorboard(planned, place, args, console)
     writable(args.reports)
     if args.merge:
         from harness.merge import report_merged

@@ -125,7 +125,7 @@ def test_names_that_no_folder_takes() -> None:
     cells: Sequence[Named] = [Named(label, str(i)) for i, label in enumerate([*names, "a:b"])]
     found = [path.parts for path in run_folders(cells)]  # type: ignore[arg-type]
     assert all(".." not in parts and len(parts) == 4 for parts in found)
-    assert found[0] == ("d", "m", "a_b", "seed 0 fold 1 0") and found[-1] == ("d", "m", "a_b", "seed 0 fold 1 4")
+    assert found[0] == ("d", "m", "a_b", "seed 0 fold 1 0") and found[-1] == ("d", "m", "a_b", "seed 0 fold 1 3")
     assert found[1][2] == "_"
 
 

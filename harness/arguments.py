@@ -15,6 +15,7 @@ from harness.ranking.arguments import add_arguments as add_rank_arguments
 from harness.sharing.arguments import records_arguments
 
 Verb = Callable[[argparse.Namespace], int]
+_TENSORBOARD = "also write the curves as event files, in OUT/tensorboard/SUITE"
 
 
 def parser_of(act: Mapping[str, Verb]) -> argparse.ArgumentParser:
@@ -36,6 +37,8 @@ def parser_of(act: Mapping[str, Verb]) -> argparse.ArgumentParser:
             add_local_arguments(sub)
             sub.add_argument("--fail-fast", action="store_true", help="start nothing more after the first failed cell")
             add_cluster_arguments(sub)
+            sub.add_argument("--tensorboard", action="store_true", help=_TENSORBOARD)
+            sub.add_argument("--json", action="store_true", help="print the result as JSON; progress goes to stderr")
         else:
             sub.add_argument("--json", action="store_true", help="print the plan as JSON")
         sub.set_defaults(verb=act[name])
@@ -53,6 +56,8 @@ def parser_of(act: Mapping[str, Verb]) -> argparse.ArgumentParser:
         action="store_true",
         help="show slices of the images whatever their licence, in reports/SUITE/with-images, for your own eyes",
     )
+    report.add_argument("--tensorboard", action="store_true", help=_TENSORBOARD)
+    report.add_argument("--json", action="store_true", help="print what was written as JSON")
     report.set_defaults(verb=act["report"])
     ranking = verbs.add_parser("rank", help="say where a loss stands among the measured losses of a suite")
     add_rank_arguments(ranking, _root())
@@ -136,7 +141,7 @@ def _score_arguments(parser: argparse.ArgumentParser, verb: Verb) -> None:
     parser.add_argument("--engine", metavar="NAME", help="simpleitk (default), points or points-numba")
     parser.add_argument("--spacing", metavar="Z,Y,X", help="mm per axis instead of what the files say, or unknown")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write all rows as CSV")
-    parser.add_argument("--json", action="store_true", dest="as_json", help="print rows and means as JSON")
+    parser.add_argument("--json", action="store_true", help="print rows and means as JSON")
     parser.add_argument("--workers", type=int, metavar="N", help="processes at once (default: all cores)")
     parser.set_defaults(verb=verb)
 

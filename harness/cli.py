@@ -9,13 +9,14 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.arguments import Verb, parser_of
 from harness.errors import BenchError
 from harness.listing import LISTS
+from harness.printing import json_alone, print_json
 from harness.processes import writable
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = parser_of(VERBS).parse_args(argv)
     try:
-        return int(args.verb(args))
+        with json_alone() if getattr(args, "json", False) else nullcontext():
+            return int(args.verb(args))
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
@@ -62,24 +64,32 @@ def _run(args: argparse.Namespace) -> int:
     from harness.cell import Place
     from harness.plan import make_plan, to_rerun
 
-    console = Console(stderr=False)
+    console = Console(stderr=args.json)
     if len(_outs(args)) > 1:
         raise BenchError("--out: a run writes to one folder; give one. `bench report` and `bench plan` merge several.")
     planned = _load(args)
     todo: dict[str, Entry] = {}
+    started: dict[str, int] = {}
     for suite, entries in planned:
         chosen = to_rerun(entries, args.rerun)
+        started[suite.name] = len(chosen)
         todo |= {e.cell.eval_id: e for e in chosen}
         console.print(
             f"{suite.name}: {len(entries)} cells, {len(entries) - len(chosen)} done, {len(chosen)} to run",
             highlight=False,
         )
     place = Place(_outs(args)[0].resolve(), args.data.resolve() if args.data else None)
+    if args.tensorboard:
+        from harness.tensorboard import followed, require_tensorboard
+
+        require_tensorboard()
     if todo:
         known = [e.record for _, entries in planned for e in entries if e.record is not None]
-        _work(list(todo.values()), place, args, console, known)
+        with followed([(s.name, e) for s, e in planned], place.out) if args.tensorboard else nullcontext():
+            _work(list(todo.values()), place, args, console, known)
         planned = [(s, make_plan(s, _outs(args), args.reports, args.only)) for s, _ in planned]
-    return _finish(planned, place, args, console)
+    _tensorboard(planned, place, args, console)
+    return _finish(planned, started, place, args, console)
 
 
 def _work(
@@ -103,10 +113,31 @@ def _work(
     )
 
 
-def _finish(planned: list[tuple[Suite, list[Entry]]], place: Place, args: argparse.Namespace, console: Console) -> int:
+def _tensorboard(
+    planned: list[tuple[Suite, list[Entry]]], place: Place, args: argparse.Namespace, console: Console
+) -> None:
+    """The curves of all cells that have one as event files, where that was asked for."""
+    if not args.tensorboard:
+        return
+    from harness.tensorboard import FOLDER, curves_of, export_curves, require_tensorboard
+
+    require_tensorboard()
+    for suite, entries in planned:
+        export_curves(suite.name, curves_of(entries, place.out), place.out)
+        console.print(f"tensorboard --logdir {place.out / FOLDER / suite.name}", highlight=False, soft_wrap=True)
+
+
+def _finish(
+    planned: list[tuple[Suite, list[Entry]]],
+    started: dict[str, int],
+    place: Place,
+    args: argparse.Namespace,
+    console: Console,
+) -> int:
     from harness.plan import counts
 
     bad = False
+    told: list[dict[str, Any]] = []
     for suite, entries in planned:
         states = counts(entries)
         bad |= any(state not in ("ok", "skip", "stale") for state in states)
@@ -118,11 +149,39 @@ def _finish(planned: list[tuple[Suite, list[Entry]]], place: Place, args: argpar
                 "  stale: the source of a loss or model has changed since; --rerun stale runs these again",
                 highlight=False,
             )
+        told.append(_run_row(suite, entries, started[suite.name]))
         if args.only:
             continue  # a report of a part would replace that of the whole
         page = _page(suite, entries, place, args.reports)
+        told[-1]["report"] = str(page)
         console.print(f"  report: {page}", highlight=False, soft_wrap=True)
+    if args.json:
+        print_json(told)
     return 1 if bad else 0
+
+
+def _run_row(suite: Suite, entries: list[Entry], started: int) -> dict[str, Any]:
+    """What `bench run --json` says of a suite; docs/suites.md names the keys."""
+    from harness.plan import counts
+
+    return {
+        "suite": suite.name,
+        "cells": len(entries),
+        "started": started,
+        "states": dict(counts(entries)),
+        "not_ok": [
+            {
+                **e.cell.labels,
+                "train_id": e.cell.train_id,
+                "eval_id": e.cell.eval_id,
+                "state": e.state,
+                "message": e.cell.skip or e.problem or (e.record.message if e.record else ""),
+            }
+            for e in entries
+            if e.state != "ok"
+        ],
+        "report": None,
+    }
 
 
 def _page(
@@ -160,14 +219,12 @@ def _plan(args: argparse.Namespace) -> int:
     planned = _load(args)
     estimates = Estimates(e.record for _, entries in planned for e in entries if e.record is not None)
     if args.json:
-        import json
-
         rows = [
             _plan_row(s, e) | {"seconds": estimates.seconds(e.cell) if to_rerun([e], args.rerun) else None}
             for s, entries in planned
             for e in entries
         ]
-        print(json.dumps(rows, indent=1, ensure_ascii=False))
+        print_json(rows)
         return 0
     console = Console()
     for suite, entries in planned:
@@ -242,7 +299,7 @@ def _report(args: argparse.Namespace) -> int:
     from harness.suite_file import FORMATS
     from harness.yamlfile import nearest
 
-    console = Console()
+    console = Console(stderr=args.json)
     place = Place(_outs(args)[0].resolve(), args.data.resolve() if args.data else None)
     if args.only:
         raise BenchError("--only: a report is of a whole suite; a part would replace it.")
@@ -255,6 +312,7 @@ def _report(args: argparse.Namespace) -> int:
     if args.merge and args.commit:
         raise BenchError("--commit: records are committed suite by suite; leave out --merge.")
     planned = _load(args)
+    _tensorboard(planned, place, args, console)
     writable(args.reports)
     if args.merge:
         from harness.merge import report_merged
@@ -262,13 +320,22 @@ def _report(args: argparse.Namespace) -> int:
         with _written(args.reports / args.merge):
             page = report_merged(args.merge, planned, place, args.reports, formats, images=args.with_images)
         console.print(f"report: {page}", highlight=False, soft_wrap=True)
+        if args.json:
+            cells = sum(len(entries) for _, entries in planned)
+            print_json([{"report": args.merge, "cells": cells, "committed": None, "page": str(page)}])
         return 0
+    told: list[dict[str, Any]] = []
     for suite, entries in planned:
+        committed: int | None = None
         if args.commit:
             target = args.reports / suite.name / "records"
-            console.print(f"{export_records(entries, target)} records in {target}", highlight=False)
+            committed = export_records(entries, target)
+            console.print(f"{committed} records in {target}", highlight=False)
         page = _page(suite, entries, place, args.reports, force=True, formats=formats, images=args.with_images)
         console.print(f"report: {page}", highlight=False, soft_wrap=True)
+        told.append({"report": suite.name, "cells": len(entries), "committed": committed, "page": str(page)})
+    if args.json:
+        print_json(told)
     return 0
 
 
@@ -319,9 +386,7 @@ def _records(args: argparse.Namespace) -> int:
 def _list(args: argparse.Namespace) -> int:
     rows = LISTS[args.kind]()
     if args.json:
-        import json
-
-        print(json.dumps([{"name": n, "about": t} for n, t in rows], indent=1, ensure_ascii=False))
+        print_json([{"name": n, "about": t} for n, t in rows])
         return 0
     width = max((len(n) for n, _ in rows), default=0)
     for name, text in rows:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import keyword
 import re
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from harness.errors import BenchError
 from harness.losses import LOSSES
+from harness.printing import print_json
 
 TEMPLATE = '''\
 """A loss of your own: `bench check {file}:{cls}` says whether it does what a loss should."""
@@ -111,7 +111,7 @@ def new_loss_command(name: str, as_json: bool) -> int:
     """Write a loss into the working directory and say what to do next."""
     made = new_loss(name, Path())
     if as_json:
-        print(json.dumps(asdict(made), indent=1, ensure_ascii=False))
+        print_json(asdict(made))
         return 0
     print(f"{made.file} holds the class {made.cls}: a loss that works, for you to change. Then:")
     print(f"  bench check {made.loss}")

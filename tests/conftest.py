@@ -119,3 +119,9 @@ def found_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for i in range(count):
                 (place / f"{city}_{i:06d}_000019_{end}.png").touch()
     return folder
+
+
+@pytest.fixture(scope="session")
+def toy_class() -> type[Toy]:
+    """For fixtures that keep one for several tests."""
+    return Toy

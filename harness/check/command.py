@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from harness.check import Certificate, Line, check_loss
 from harness.errors import BenchError
 from harness.grid import plain_losses
 from harness.losses import LOSSES
+from harness.printing import print_json
 from harness.yamlfile import YamlFile, parse_value
 
 _MARKS = {"pass": "[green]pass[/]", "fail": "[bold red]FAIL[/]", "declared": "[yellow]declared[/]"}
@@ -54,7 +54,7 @@ def run_check(names: Sequence[str], as_json: bool, cache: Path) -> int:
         if not as_json:
             show_certificate(certificate, console)
     if as_json:
-        print(json.dumps([c.as_dict() for c in certificates], indent=1, ensure_ascii=False))
+        print_json([c.as_dict() for c in certificates])
     return 0 if all(c.passed for c in certificates) else 1
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from harness.data.manifest import Manifest, load_manifest
 from harness.data.phantoms import is_phantom, made_cases
 from harness.data.verify import T, Track, Verified, verify
 from harness.errors import BenchError
+from harness.printing import print_json
 from harness.processes import cores
 
 if TYPE_CHECKING:
@@ -58,14 +58,14 @@ def data_command(args: argparse.Namespace) -> int:
         absent = reader.missing(cases)
     except BenchError as error:
         if args.json:
-            print(json.dumps(_as_json(manifest, [], [], None, str(error)), indent=1, ensure_ascii=False))
+            print_json(_as_json(manifest, [], [], None, str(error)))
         raise
     done: Verified | None = None
     if not absent and args.verify:
         workers = min(cores(), len(cases) // CASES_A_PROCESS)
         done = verify(manifest, reader, cases, args.data, _track(Console(stderr=True)), workers)
     if args.json:
-        print(json.dumps(_as_json(manifest, cases, absent, done), indent=1, ensure_ascii=False))
+        print_json(_as_json(manifest, cases, absent, done))
     for path in absent[:SHOWN]:
         out.print(f"missing: {path}", markup=False)
     if absent:
@@ -214,7 +214,7 @@ def _write_phantom(manifest: Manifest, folder: Path, out: Console, as_json: bool
         task = bar.add_task("writing", total=len(cases))
         make_phantom(manifest, cases, folder, lambda number, total: bar.update(task, completed=number, total=total))
     if as_json:
-        print(json.dumps({"name": manifest.name, "phantom": str(folder), "cases": cases}, indent=1))
+        print_json({"name": manifest.name, "phantom": str(folder), "cases": cases})
     out.print(
         f"a phantom of {manifest.name}, {len(cases)} cases, is in {folder}; nothing in it is a patient", markup=False
     )
@@ -238,6 +238,6 @@ def _write_spacings(manifest: Manifest, root: Path | None, folder: Path, out: Co
     except OSError as error:
         raise BenchError(f"{path}: cannot be written: {error.strerror or error}.") from None
     if as_json:
-        print(json.dumps({"name": name, "manifest": str(path), "spacings": table}, indent=1))
+        print_json({"name": name, "manifest": str(path), "spacings": table})
     out.print(f"{path}: {manifest.name} with spacings of {len(table)} cases; name {name} in a suite", markup=False)
     return 0

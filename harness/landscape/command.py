@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from harness.grid import Choice, label_of
 from harness.landscape.figure import comparison, groups_of, values
 from harness.landscape.measure import COLUMNS, FAMILIES, Course, LeftOut, measure, number_of_steps
 from harness.losses import LOSSES
+from harness.printing import print_json
 from harness.processes import writable
 from harness.records import write_rows
 
@@ -105,7 +105,7 @@ def _tell(courses: list[Course], left: list[LeftOut], paths: list[Path], as_json
             "left_out": [asdict(x) for x in left],
             "files": [str(p) for p in paths],
         }
-        print(json.dumps(told, indent=1, ensure_ascii=False))
+        print_json(told)
         return
     console = Console(highlight=False, soft_wrap=True)
     for x in left:

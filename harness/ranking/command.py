@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from harness.errors import BenchError
+from harness.printing import print_json
 from harness.ranking.page import duplicate_sentence
 from harness.ranking.place import Cost, Place, Standing, signed
 from harness.ranking.rank import CheckFailed, Ranked, rank
@@ -47,7 +47,7 @@ def rank_command(args: argparse.Namespace) -> int:
     except CheckFailed as error:
         if args.json:
             checks = {name: one.as_dict() for name, one in error.certificates.items()}
-            print(json.dumps({"failed": str(error), "checks": checks}, indent=1, ensure_ascii=False))
+            print_json({"failed": str(error), "checks": checks})
         else:
             from harness.check.command import show_certificate
 
@@ -56,7 +56,7 @@ def rank_command(args: argparse.Namespace) -> int:
             console.print(f"\n{escape(str(error))}", highlight=False, soft_wrap=True)
         return 1
     if args.json:
-        print(json.dumps(result.as_dict(), indent=1, ensure_ascii=False))
+        print_json(result.as_dict())
     else:
         show(result, console)
     return 0 if result.complete else 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from rich.text import Text
 
 from harness.errors import BenchError
 from harness.metrics.table import METRICS, PROFILES, metric_of, title_of
+from harness.printing import print_json
 from harness.progress import LINE_SECONDS, duration
 from harness.records import write_rows
 from harness.scoring.folders import COLUMNS, Scores, Spacing, score_folders
@@ -45,7 +45,7 @@ class Request:
         spacing: `3,0.8,0.8`, `unknown` or `header`; None where nothing was asked for.
         workers: Processes; None for all cores.
         out: A file for all rows.
-        as_json: Print JSON instead of the table.
+        json: Print JSON instead of the table.
     """
 
     pred_dir: Path
@@ -60,7 +60,7 @@ class Request:
     spacing: str | None = None
     workers: int | None = None
     out: Path | None = None
-    as_json: bool = False
+    json: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ def run_score(request: Request) -> int:
     means = summarise(scores)
     if request.out is not None and scores.rows:
         _write(request.out, scores)
-    if request.as_json:
-        print(json.dumps(_described(scores, means), indent=1, ensure_ascii=False, allow_nan=False))
+    if request.json:
+        print_json(_described(scores, means))
     elif scores.rows:
         _show(scores, means, request.out)
     _notes(scores, request)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import BenchError
+from harness.printing import print_json
 from harness.sharing.archive import open_archive
 from harness.sharing.contents import SHARED, Checked
 from harness.sharing.pack import pack, pack_folder, refuse_present
@@ -26,7 +27,7 @@ def records_command(args: argparse.Namespace) -> int:
     """
     done, lines = {"export": _export, "import": _import, "merge": _merge}[args.kind](args)
     if args.json:
-        print(json.dumps(done, indent=1, ensure_ascii=False))
+        print_json(done)
     else:
         print("\n".join(lines))
     return 0

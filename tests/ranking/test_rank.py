@@ -136,6 +136,22 @@ def test_the_report(made, unchecked: None, capsys: pytest.CaptureFixture[str]) -
     assert not (reports / "made").exists()
 
 
+def test_a_rewritten_dice_is_named_and_stands_in_its_tier(made) -> None:
+    """Named by value and gradient, not by its results; and its results, those of Dice, put it beside Dice."""
+    (made.folder / "mine.py").write_text(LOSSES)
+    mine = f"{made.folder}/mine.py:Overlap"
+    made.leave(made.whole(mine), {"ce": -0.03, "focal": -0.03}, copies={"Overlap": "dice"})
+    found = rank(mine, made.suite(), out=made.out, reports=made.folder, page=False)
+    (standing,) = found.standings
+    (place,) = standing.places
+    assert standing.duplicate_of == ("dice",) and list(found.checks["Overlap"]["failed"]) == ["identity"]
+    assert (place.tier, place.effect) == (1, 0) and place.rank_low == 1 and place.verdict != "better"
+    # the two share the first rank between them, and the others have none of it
+    assert place.first == pytest.approx(0.5, abs=0.1)
+    (other,) = rank("dice", made.suite(), out=made.out, reports=made.folder, page=False).standings
+    assert other.places[0].tier == place.tier and other.places[0].mean == place.mean
+
+
 def test_a_diverged_loss_is_last_and_the_exit_code_says_so(made, unchecked: None, capsys) -> None:
     made.leave(made.whole(), {"MyLoss": 0.03}, diverged={"MyLoss": {1, 2}})
     arguments = ["my_loss.py:MyLoss", str(made.folder / "made.yaml"), "--out", str(made.out), "--no-report", "--json"]

@@ -27,7 +27,9 @@ def bench(*args: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=os.environ, timeout=120)
 
 
-def test_the_same_leaderboard_on_a_machine_without_the_data(toy: Toy) -> None:
+def test_the_same_leaderboard_on_a_machine_without_the_data(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     here, there = toy.folder, toy.folder / "elsewhere"
     suite = toy.suite("seeds: 1", "seeds: 3")
     cells = load_suite(suite, False, None).cells
@@ -51,6 +53,17 @@ def test_the_same_leaderboard_on_a_machine_without_the_data(toy: Toy) -> None:
         files = sorted((place / "reports/toy").rglob("*.csv"))
         tables.append({p.name: p.read_text() for p in files if "records" not in p.parts})
     assert tables[0] == tables[1] and len(tables[0]) > 3
+
+    # a loss is ranked there against the imported records: places and numbers are those of here, and nothing is run
+    found = []
+    for place in (here, there):
+        monkeypatch.chdir(place)
+        assert main(["rank", "ce", suite.name, "--baseline", "dice", "--no-report", "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0] == found[1] and found[0]["states"] == {"ce": {"ok": 3}}
+    (standing,) = found[0]["standings"]
+    assert standing["places"][0]["rank"] == 1 and standing["places"][0]["effect"] == pytest.approx(10)
+    assert not (there / "data").exists() and not list(there.glob("runs/*/train.json"))
 
 
 def test_the_commands_of_the_documentation(

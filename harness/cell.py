@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from harness.data.conditions import DRAWN, kind_of
+
 # Raised when the same configuration would give other weights, or other metric values.
 TRAIN_VERSION = 1
 EVAL_VERSION = 1
@@ -30,8 +32,11 @@ class Cell:
     """One point of the grid loss × model × data set × fold × seed, fully resolved and plain data.
 
     Attributes:
-        data: Manifest name and digest, split, fold, cases of each part, view (slices or patches), labels; `regions`
-            (name → classes) where they are what is measured.
+        dataset: What the data set is called in tables: its name, and where the suite has such axes what was done to the
+            training labels and how many patients were trained on, `hippocampus [5 patients, jitter sigma=2]`.
+        data: Manifest name and digest, split, fold, cases of each part, view (slices or patches), labels ("clean", or a
+            condition in canonical form, see `harness.data.conditions`); `regions` (name → classes) where they are what
+            is measured; `patients`, how many were drawn for training, where the suite asks for several numbers.
         model: Name, arguments, version. `model_source` says where the class is.
         loss: Canonical loss specification (see `harness.grid`).
         seed: The repeat.
@@ -112,14 +117,22 @@ class Cell:
 
     @property
     def seed_base(self) -> dict[str, Any]:
-        """What seeds depend on: everything that losses of one suite share, and never the loss."""
+        """What seeds depend on: everything that losses of one suite share, and never the loss.
+
+        Nor does it hold what was done to the labels or how many patients there are: settings are paired, too.
+        """
         return {
-            "data": self.dataset,
+            "data": self.data["manifest"],
             "split": self.data["split"],
             "fold": self.data["fold"],
             "model": {k: self.model[k] for k in ("name", "args")},
             "repeat": self.seed,
         }
+
+    @property
+    def repeats_differ(self) -> bool:
+        """Whether each repeat trains on data of its own: other patients, or labels degraded by another draw."""
+        return "patients" in self.data or kind_of(self.data["labels"]) in DRAWN
 
     @property
     def title(self) -> str:

@@ -9,13 +9,15 @@ import torch
 
 from harness.cell import Cell, Place
 from harness.data.batches import TrainSet
+from harness.data.conditions import CLEAN
+from harness.data.degrade import changed, degraded
 from harness.data.fingerprint import asks, resolved
 from harness.data.layouts import Reader, reader_of
 from harness.data.manifest import Manifest
 from harness.data.phantoms import data_root
 from harness.data.prepare import prepare
 from harness.data.samples import LabelList, budget
-from harness.data.stored import Prepared, Stored, fingerprint
+from harness.data.stored import Stored, fingerprint
 from harness.losses.facts import label_facts
 
 
@@ -31,6 +33,7 @@ class Cases:
         self._files: dict[str, Path] = {}
         self._facts: dict[str, Any] = {}
         self.fingerprint = ""
+        self.changed: dict[str, Any] = {}
 
     def reader(self, manifest: Manifest, names: list[str]) -> Reader:
         """What reads these cases; those of a phantom are made where they are not there yet."""
@@ -46,8 +49,11 @@ class Cases:
             self._views[key] = resolved(manifest, self.reader(manifest, train), train, view, self._place.cache)
         return self._views[key]
 
-    def load(self, cell: Cell, manifest: Manifest, names: list[str]) -> list[Prepared]:
-        """Cases of a cell, preprocessed where the cache lacks them; their arrays stay on disk until they are used."""
+    def load(self, cell: Cell, manifest: Manifest, names: list[str]) -> list[Stored]:
+        """Cases of a cell, preprocessed where the cache lacks them; their arrays stay on disk until they are used.
+
+        Their labels are those of the data set: only the labels of `train_set` are degraded.
+        """
         reader, view = self.reader(manifest, names), self.view(cell, manifest)
         return [Stored(self._file(cell, manifest, reader, name, view), view) for name in names]
 
@@ -59,12 +65,21 @@ class Cases:
         return self._files[key]
 
     def train_set(self, cell: Cell, manifest: Manifest) -> tuple[TrainSet, LabelList, dict[str, Any]]:
-        """The training samples, their labels, and the facts of these; the last set is kept."""
+        """The training samples, their labels, and the facts of these; the last set is kept.
+
+        Where the suite degrades labels, these are the degraded ones of the cell's repeat, and `changed` says how much
+        of them was changed.
+        """
         parts = (cell.data["digest"], cell.data["train"], cell.data["view"], cell.train["augment"])
-        key = repr((cell.manifest_path, cell.quick, *parts))
+        labels = cell.data["labels"]
+        drawn = () if labels == CLEAN else (labels, cell.seed)
+        key = repr((cell.manifest_path, cell.quick, *parts, *drawn))
         if self._train is None or key != self._key:
             self._train = None
-            cases = self.load(cell, manifest, cell.data["train"])
+            cases: list[Stored] = self.load(cell, manifest, cell.data["train"])
+            if labels != CLEAN:
+                cases = [degraded(c, labels, manifest.name, cell.seed, len(manifest.spec.labels)) for c in cases]
+            self.changed = changed(cases)
             self._labels = LabelList(cases)
             self._facts = label_facts((c.label for c in cases), manifest.num_classes)
             self.fingerprint = fingerprint(part for c in cases for part in (c.image, c.label))

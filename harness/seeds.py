@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Any
 
-STREAMS = ("init", "order", "augment", "dropout", "loss", "heads")
+STREAMS = ("init", "order", "augment", "dropout", "loss", "heads", "labels", "cases")
 
 
 def seed_of(stream: str, base: dict[str, Any], *keys: int) -> int:

@@ -6,14 +6,15 @@ No torch here: `bench plan` and a finished `bench run` answer at once.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
 from harness.cell import Cell, SourceInfo
+from harness.data.conditions import Canonical, expand, name_of, refusal, title_of, twice
 from harness.data.manifest import Manifest, load_manifest, packed
 from harness.errors import BenchError
 from harness.grid import Choice, LossChoice, expand_arguments, expand_losses, label_of
@@ -21,6 +22,7 @@ from harness.losses.needs import HEADS, MODEL_NEEDS
 from harness.metrics.table import check_profiles, metric_of
 from harness.models import BARE_MODULE, MODELS, provided
 from harness.resolve import locate
+from harness.seeds import seed_of
 from harness.suite_file import DataEntry, Init, SuiteFile
 from harness.suite_losses import scoring_losses
 from harness.suite_metrics import canonical_metrics
@@ -134,22 +136,78 @@ def _cells_of(
             raise file.error(
                 ("select",), f"{spec.select!r} needs validation cases, and split {entry.split!r} has none."
             )
-        present = len(manifest.parts(entry.split, fold).train)
-        if not quick and spec.train.cases != "all" and spec.train.cases > present:
-            raise file.error(
-                ("train", "cases"),
-                f"{spec.train.cases} of {present} training cases of {manifest.name}; expected fewer.",
-            )
+        _check_cases(spec, file, manifest, manifest.parts(entry.split, fold).train, quick)
     _check_dimensions(spec, file, entry, where, manifest)
     losses = expand_losses(spec.losses, spec.with_, file)
     seeds = list(range(spec.seeds)) if isinstance(spec.seeds, int) else spec.seeds
     models = _models(spec, file, ("quick", "models") if quick and spec.quick.models else ("models",))
-    datas = {fold: _data(spec, entry, manifest, fold, quick) for fold in folds}
-    for model in models:
-        for loss in losses:
-            for fold in folds:
-                for seed in seeds:
-                    yield _cell(spec, manifest, datas[fold], model, loss, seed, quick)
+    conditions = _conditions(spec, file, manifest)
+    for cases in _sizes(spec, manifest, entry.split, folds, quick):
+        drawn = isinstance(cases, int) and isinstance(spec.train.cases, list)  # one number alone draws nothing
+        draws: list[int | None] = [*seeds] if drawn else [None]
+        for labels in conditions:
+            datas = {
+                (fold, draw): _data(spec, entry, manifest, fold, quick, labels, cases, draw)
+                for fold in folds
+                for draw in draws
+            }
+            for model in models:
+                for loss in losses:
+                    for fold in folds:
+                        for seed in seeds:
+                            yield _cell(
+                                spec, manifest, datas[fold, seed if drawn else None], model, loss, seed, quick, cases
+                            )
+
+
+def _conditions(spec: SuiteFile, file: YamlFile, manifest: Manifest) -> list[Canonical]:
+    """What is done to the training labels: the axis `labels`."""
+    found = expand(spec.labels)
+    for at, labels in found:
+        where = ("labels",) if at is None else ("labels", at)
+        if reason := refusal(labels, manifest):
+            raise file.error(where, reason)
+    if (again := twice([labels for _, labels in found])) is not None:
+        raise file.error(("labels",), f"{title_of(again)!r} stands in it a second time; keep one.")
+    return [labels for _, labels in found]
+
+
+def _check_cases(spec: SuiteFile, file: YamlFile, manifest: Manifest, train: Sequence[str], quick: bool) -> None:
+    """Refuse more training cases, or patients, than there are."""
+    wanted = spec.train.cases
+    if isinstance(wanted, int) and not quick and wanted > len(train):
+        raise file.error(
+            ("train", "cases"), f"{wanted} of {len(train)} training cases of {manifest.name}; expected fewer."
+        )
+    patients = len({manifest.patient_of(c) for c in train})
+    for i, one in enumerate(wanted if isinstance(wanted, list) and not quick else ()):
+        if isinstance(one, int) and one >= patients:
+            raise file.error(
+                ("train", "cases", i),
+                f"{one} of {patients} training patients of {manifest.name}; expected fewer, or all.",
+            )
+
+
+def _sizes(
+    spec: SuiteFile, manifest: Manifest, split: str, folds: Sequence[int | None], quick: bool
+) -> list[Literal["all"] | int]:
+    """The axis `train.cases`; of few quick cases, the numbers of patients that they have."""
+    wanted = spec.train.cases
+    if not isinstance(wanted, list):
+        return [wanted]
+    if not quick:
+        return wanted
+    few = [manifest.parts(split, fold).train[: spec.quick.cases] for fold in folds]
+    least = min(len({manifest.patient_of(c) for c in cases}) for cases in few)
+    return [n for n in wanted if n == "all" or n < least] or ["all"]
+
+
+def _drawn(manifest: Manifest, train: Sequence[str], split: str, fold: int | None, count: int, seed: int) -> list[str]:
+    """The cases of `count` patients, drawn by the repeat; those of a smaller number are among those of a larger one."""
+    base = {"data": manifest.name, "split": split, "fold": fold, "repeat": seed}
+    patients = {manifest.patient_of(case) for case in train}
+    chosen = set(sorted(patients, key=lambda p: (seed_of("cases", base | {"patient": p}), p))[:count])
+    return [case for case in train if manifest.patient_of(case) in chosen]
 
 
 def _folds(entry: DataEntry, manifest: Manifest) -> list[int | None]:
@@ -220,16 +278,27 @@ def _init(
     return {"sha256": digest} | given.model_dump(mode="json", exclude={"checkpoint"}), str(path.resolve())
 
 
-def _data(spec: SuiteFile, entry: DataEntry, manifest: Manifest, fold: int | None, quick: bool) -> dict[str, Any]:
-    """The data of a cell: which cases, and how they become arrays."""
+def _data(
+    spec: SuiteFile,
+    entry: DataEntry,
+    manifest: Manifest,
+    fold: int | None,
+    quick: bool,
+    labels: Canonical,
+    cases: Literal["all"] | int,
+    draw: int | None,
+) -> dict[str, Any]:
+    """The data of a cell: which cases, and how they become arrays; with `draw`, `cases` patients of that repeat."""
     parts = manifest.parts(entry.split, fold)
     view = entry.view()
-    limit = None if spec.train.cases == "all" else int(spec.train.cases)
+    limit = cases if isinstance(cases, int) and draw is None else None
     train, val, test = list(parts.train[:limit]), list(parts.val), list(parts.test)
     if quick:
         train, val, test = (part[: spec.quick.cases] for part in (train, val, test))
         cut = view.get("slices") or view["patches"]
         cut["size"] = _quick_size(spec.quick.size, 2 if entry.slices else 3)
+    if draw is not None:
+        train = _drawn(manifest, train, entry.split, fold, int(cases), draw)
     data: dict[str, Any] = {
         "manifest": manifest.name,
         "digest": manifest.digest(),
@@ -239,8 +308,10 @@ def _data(spec: SuiteFile, entry: DataEntry, manifest: Manifest, fold: int | Non
         "val": val,
         "test": test,
         "view": view,
-        "labels": spec.labels,
+        "labels": labels,
     }
+    if draw is not None:
+        data["patients"] = cases
     if quick:
         data["phantom"] = 1  # PHANTOM_VERSION of harness.data.phantoms
     if manifest.spec.regions is not None:  # members in the order of the classes: their order changes nothing
@@ -262,11 +333,12 @@ def _cell(
     loss: LossChoice,
     seed: int,
     quick: bool,
+    cases: Literal["all"] | int,
 ) -> Cell:
     named = {"name": model.choice.name, "args": model.choice.args, "version": model.source.version}
     return Cell(
         suite=spec.suite,
-        dataset=manifest.name,
+        dataset=name_of(manifest.name, data["labels"], data.get("patients")),
         manifest_path=str(manifest.path),
         data=data,
         model=named if model.init is None else named | {"init": model.init},
@@ -276,7 +348,7 @@ def _cell(
         loss_label=loss.label,
         loss_digest=loss.digest,
         seed=seed,
-        train=_train(spec, quick) | {"select": spec.select},
+        train=_train(spec, quick, cases) | {"select": spec.select},
         metrics=tuple(spec.metrics),
         quick=quick,
         timeout=spec.timeout,
@@ -287,9 +359,9 @@ def _cell(
     )
 
 
-def _train(spec: SuiteFile, quick: bool) -> dict[str, Any]:
+def _train(spec: SuiteFile, quick: bool, cases: Literal["all"] | int) -> dict[str, Any]:
     """The training section as it enters the id; what a model starts from stands with the model."""
-    train = spec.train.model_dump(mode="json") | {"init": None}
+    train = spec.train.model_dump(mode="json") | {"init": None, "cases": cases}
     if train["deep_supervision"] is None:
         del train["deep_supervision"]
     if quick:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from harness.cell import ENGINE, PROFILE
+from harness.data.conditions import STRENGTHS, Condition
 from harness.data.intensity import Intensity
 from harness.errors import BenchError
 from harness.metrics.table import ENGINES, PROFILES
@@ -21,7 +22,10 @@ ProfileName = Annotated[str, Field(json_schema_extra={"enum": list(PROFILES)})]
 EngineName = Annotated[str, Field(json_schema_extra={"enum": list(ENGINES)})]
 
 
-def _once(what: str, values: list[int]) -> list[int]:
+T = TypeVar("T", int, int | str)
+
+
+def _once(what: str, values: list[T]) -> list[T]:
     """A list of numbers without a repetition, and not empty."""
     if not values:
         raise ValueError(f"the list is empty; give at least one {what}")
@@ -132,9 +136,14 @@ class Train(Strict):
     precision: Literal["float32", "bf16"] = "float32"
     clip: float | None = Field(default=None, gt=0)  # of the gradient's norm
     augment: Augment | PresetAugment = Augment()
-    cases: Literal["all"] | Positive = "all"
+    cases: Literal["all"] | Positive | list[Literal["all"] | Positive] = "all"  # a list is an axis, of patients
     init: Init | None = None
     deep_supervision: bool | None = None  # by default where the model gives logits at lower resolutions
+
+    @field_validator("cases")
+    @classmethod
+    def _cases(cls, value: str | int | list[int | str]) -> str | int | list[int | str]:
+        return _once("number of training patients", value) if isinstance(value, list) else value
 
     @field_validator("augment", mode="before")
     @classmethod
@@ -261,7 +270,7 @@ class SuiteFile(Strict):
     with_: dict[str, Any] | None = Field(default=None, alias="with")
     seeds: Positive | list[Annotated[int, Field(ge=0)]] = 1
     train: Train
-    labels: Literal["clean"] = "clean"
+    labels: Literal["clean"] | Condition | list[Literal["clean"] | Condition] = "clean"  # a list is an axis
     select: str = "last"
     tune: None = None
     metrics: list[str] = Field(default_factory=lambda: ["dice", "hd95", "asd"], min_length=1)
@@ -284,6 +293,20 @@ class SuiteFile(Strict):
     @classmethod
     def _seeds(cls, value: int | list[int]) -> int | list[int]:
         return _once("seed", value) if isinstance(value, list) else value
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _labels(cls, value: Any) -> Any:
+        """Say what a condition looks like, where what stands there is neither a word nor a mapping of one."""
+        for one in value if isinstance(value, list) else [value]:
+            if one != "clean" and not isinstance(one, (dict, Condition)):
+                raise ValueError(
+                    "expected clean, a condition such as {jitter: {sigma: 2}}, or a list of them; conditions are "
+                    f"{', '.join(STRENGTHS)}"
+                )
+        if value == []:
+            raise ValueError("the list is empty; give at least one condition, or clean")
+        return value
 
     @field_validator("select")
     @classmethod

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from harness.cell import Cell
 from harness.data.batches import TrainSet
-from harness.deep_supervision import Scales
+from harness.deep_supervision import Scales, downsampled
 from harness.errors import BenchError
 from harness.losses.calls import needs_of
 from harness.losses.needs import LABEL_NEEDS
@@ -144,6 +144,8 @@ class Trainer:
         required, optional = needs_of(self.loss)
         self.needs = {*required, *optional}
         self.label_needs = sorted(self.needs & LABEL_NEEDS)
+        if "label_weight" in self.needs:
+            self.data = data.weighted()
         self.scales = Scales(self.loss)
         # a loss that asks for the lower logits makes its own use of them
         self.supervised = train.get("deep_supervision") is not False and "aux" not in self.needs
@@ -204,7 +206,9 @@ class Trainer:
         for heads in self.trained[1:]:
             given |= heads(output.embedding)
         lower = output.aux if self.supervised else None
-        terms = self.scales(logits, lower, batch.target, batch.spacing, partial(self._offered, clock), given)
+        terms = self.scales(
+            logits, lower, batch.target, batch.spacing, partial(self._offered, clock, batch.weight), given
+        )
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(terms["loss"])
         if self.cell.train["clip"] is not None:
@@ -216,13 +220,16 @@ class Trainer:
         self._lr = lr
         state.step += 1
 
-    def _offered(self, clock: dict[str, Tensor], scale: int, target: Tensor, spacing: Tensor) -> dict[str, Any]:
+    def _offered(
+        self, clock: dict[str, Tensor], weight: Tensor | None, scale: int, target: Tensor, spacing: Tensor
+    ) -> dict[str, Any]:
         offered: dict[str, Any] = {"spacing": spacing, **clock}
         if self.label_needs:
             with self.targets:
                 offered |= derive(self.label_needs, target, num_classes=self.classes, spacing=spacing)
         if "label_weight" in self.needs:
-            offered["label_weight"] = torch.ones_like(target, dtype=torch.float32)
+            certain = torch.ones_like(target, dtype=torch.float32)
+            offered["label_weight"] = certain if weight is None else downsampled(weight, target.shape[1:])
         if "generator" in self.needs:
             keys = (self.progress.step, scale) if scale else (self.progress.step,)
             seed = seed_of("loss", self.cell.seed_base, *keys)

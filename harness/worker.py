@@ -23,6 +23,7 @@ from harness.cell import Cell, Place
 from harness.cell_cases import Cases as Cases
 from harness.cell_log import log, memory_sentence
 from harness.check.certificates import certificates_of
+from harness.data.conditions import CLEAN, kind_of, title_of
 from harness.data.fingerprint import resolved
 from harness.data.manifest import Manifest, load_manifest
 from harness.data.prepare import prepare
@@ -167,6 +168,8 @@ def _train(
     data, labels, counted = cases.train_set(cell, manifest)
     classes = manifest.num_classes
     facts = {**_facts(cell, manifest), **counted}
+    if kind_of(cell.data["labels"]) == "partial":
+        facts["has_ignored"] = True  # what is not annotated
     checked = certificates_of(cell.loss, place.cache / "checks", classes)
     _reset_peak(device)
     torch.manual_seed(seed_of("loss", cell.seed_base))
@@ -191,6 +194,9 @@ def _train(
     told = {} if view == cell.data["view"] else {"view": json.dumps(view, sort_keys=True)}  # words became numbers
     for text in told.values():
         log(folder, f"view of the data: {text}")
+    if cell.data["labels"] != CLEAN:
+        told["labels"] = json.dumps(cases.changed, sort_keys=True)
+        log(folder, f"labels degraded ({title_of(cell.data['labels'])}): {told['labels']}")
     try:
         state = trainer.run()
     except Stopped:

@@ -23,11 +23,13 @@ class Batch:
         image: (B, C, *S) float32.
         target: (B, *S) int64, ignored voxels 255.
         spacing: (B, D) float32, of the network's grid.
+        weight: (B, *S) float32 from 0 to 1, how far each voxel's label is trusted; None where all are, or nobody asked.
     """
 
     image: Tensor
     target: Tensor
     spacing: Tensor
+    weight: Tensor | None = None
 
 
 def augmented(batch: Batch, how: dict[str, Any], generator: torch.Generator, outside: int = 0) -> Batch:

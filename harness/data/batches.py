@@ -5,6 +5,7 @@ Every draw is a function of (seed, step) alone: no worker count, no loss and no 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,10 +18,13 @@ from harness.data.augment import Batch as Batch
 from harness.data.augment import augmented as augmented
 from harness.data.augment import onto
 from harness.data.augment_nnunet import Spatial, valued
+from harness.data.degrade import WHOLE, with_doubt
 from harness.data.layouts import IGNORE
 from harness.data.samples import SliceStore, VolumeStore
-from harness.data.stored import Prepared
+from harness.data.stored import Prepared, Relabelled
 from harness.seeds import seed_of
+
+_LABELS = 256  # values of a label; what stands above them in a target is the doubt of its voxel
 
 
 class TrainSet:
@@ -42,6 +46,8 @@ class TrainSet:
         device: torch.device,
         limit: int | None = None,
     ) -> None:
+        self._cases = cases
+        self._doubts: list[Prepared] | None = None
         self._augment = augment
         self._device = device
         self._patch: dict[str, Any] | None = view.get("patches")
@@ -57,6 +63,18 @@ class TrainSet:
         self._spacing = torch.tensor(spacing, dtype=torch.float32, device=device)
         self._pass: tuple[int, Tensor] = (-1, torch.empty(0))
 
+    def weighted(self) -> TrainSet:
+        """The same samples with `Batch.weight`, where the labels are in doubt; else this set itself.
+
+        Images and targets stay the same bit for bit: the doubt rides on the target through every transform, and what
+        turns in from beyond the image is as certain as it is without a doubt.
+        """
+        if self._doubts is not None or not any(isinstance(c, Relabelled) and not c.certain for c in self._cases):
+            return self
+        other = copy.copy(self)  # the samples themselves are shared
+        other._doubts = [with_doubt(c) for c in self._cases]
+        return other
+
     def batch(self, step: int, size: int, base: dict[str, Any]) -> Batch:
         """The batch of a step; the same for every loss.
 
@@ -65,6 +83,13 @@ class TrainSet:
             size: Number of samples.
             base: `Cell.seed_base`.
         """
+        batch = self._batch(step, size, base)
+        if self._doubts is None:
+            return batch
+        weight = 1 - (batch.target // _LABELS).float() / WHOLE
+        return Batch(batch.image, batch.target % _LABELS, batch.spacing, weight)
+
+    def _batch(self, step: int, size: int, base: dict[str, Any]) -> Batch:
         generator = _generator("augment", base, step)
         if self._patch is None:
             return augmented(self._slices(step, size, base), self._augment, generator, self._outside)
@@ -76,7 +101,12 @@ class TrainSet:
     def _slices(self, step: int, size: int, base: dict[str, Any]) -> Batch:
         picks = [self._place(i, base) for i in range(step * size, (step + 1) * size)]
         images, labels = self._store.take(picks)
-        return Batch(images, labels.long(), self._spacing[onto(torch.tensor(picks), self._device)])
+        target = labels.long()
+        if self._doubts is not None:
+            places = [self._store.places[pick] for pick in picks]
+            doubts = torch.stack([torch.from_numpy(self._doubts[i].part("doubt", (s,))) for i, s in places])
+            target = target + _LABELS * onto(doubts, self._device).long()
+        return Batch(images, target, self._spacing[onto(torch.tensor(picks), self._device)])
 
     def _place(self, position: int, base: dict[str, Any]) -> int:
         """The sample at a position of the endless stream of shuffled passes over the data."""
@@ -99,6 +129,9 @@ class TrainSet:
             start = [s - (r - n) // 2 for s, r, n in zip(start, reach, self._patch["size"], strict=True)]
             image, label = self._volumes.window(pick, start, reach)
             target = label.long()
+            if self._doubts is not None:
+                doubts = self._volumes.part(self._doubts[pick], "doubt", pick, start, reach)
+                target = target + _LABELS * doubts.long()
             if spatial is not None:
                 image, target = spatial.applied(i, image, target)
             images.append(image)

@@ -146,6 +146,22 @@ class VolumeStore:
     def __len__(self) -> int:
         return len(self._cases)
 
+    def part(self, case: Prepared, name: str, pick: int, start: Sequence[int], size: Sequence[int]) -> Tensor:
+        """A window (*size) of another array of a case than image and label, read now, on the device.
+
+        Args:
+            case: The case with that array.
+            name: Of an array of the label's shape.
+            pick: The number of the case.
+            start: First voxel of the window.
+            size: Of the window; 0 where it reaches beyond the volume.
+        """
+        shape = self.shapes[pick]
+        inside = tuple(slice(max(s, 0), min(s + n, m)) for s, n, m in zip(start, size, shape, strict=True))
+        found = torch.from_numpy(case.part(name, inside))
+        pads = [(w.start - s, s + n - w.stop) for w, s, n in zip(inside, start, size, strict=True)]
+        return onto(torch.nn.functional.pad(found, [side for pair in reversed(pads) for side in pair]), self._device)
+
     def window(self, pick: int, start: Sequence[int], size: Sequence[int]) -> tuple[Tensor, Tensor]:
         """A window of a volume (C, *size) and of its label (*size) uint8, on the device.
 

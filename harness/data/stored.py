@@ -136,22 +136,78 @@ class Stored(Prepared):
         """Shape of the original grid, without reading the reference."""
         return self.blocks["reference"].shape
 
+    def home(self, name: str) -> Path:
+        """The file that an array lies in."""
+        return self.path
+
     def part(self, name: str, window: tuple[int | slice, ...]) -> NDArray[Any]:
-        """A copy of a part of `image` or `label`; nothing else of the array is read."""
+        """A copy of a part of an array; nothing else of it is read."""
         block = self.blocks[name]
         try:
-            mapped = np.memmap(self.path, block.dtype, "r", block.offset, block.shape, "F" if block.fortran else "C")
+            mapped = np.memmap(
+                self.home(name), block.dtype, "r", block.offset, block.shape, "F" if block.fortran else "C"
+            )
         except (OSError, ValueError) as error:
-            raise BenchError(f"{self.path}: the cached case cannot be read any more ({error}).") from None
+            raise BenchError(f"{self.home(name)}: the cached case cannot be read any more ({error}).") from None
         return np.array(mapped[window])  # the map is closed with the last reference to it
 
     def _whole(self, name: str) -> NDArray[Any]:
+        path = self.home(name)
         try:
-            with np.load(self.path, allow_pickle=False) as arrays:
+            with np.load(path, allow_pickle=False) as arrays:
                 found: NDArray[Any] = arrays[name]
         except _DAMAGED as error:
-            raise _damage(self.path, error) from None
+            raise _damage(path, error) from None
         return found
+
+
+class Relabelled(Stored):
+    """A stored case with another label: image and reference are those of the case, the label lies in a file of its own.
+
+    Args:
+        case: The case.
+        path: The file with the label, and with `counts` of what was changed as its `meta`.
+        condition: What was done to the label, in canonical form (`harness.data.conditions`).
+        classes: Classes of the data set, without the background.
+
+    Raises:
+        BenchError: The file is damaged; it is removed, so that the next run makes it again.
+    """
+
+    def __init__(self, case: Stored, path: Path, condition: dict[str, Any], classes: int) -> None:
+        own, meta = _blocks(path, {"label"})
+        try:
+            counts = json.loads(meta)
+        except ValueError as error:
+            raise _damage(path, error) from None
+        known = {
+            "blocks": case.blocks | own, "files": {"label": path}, "condition": condition, "classes": classes,
+            "counts": counts,
+        }  # fmt: skip
+        for name, value in (vars(case) | known).items():
+            object.__setattr__(self, name, value)
+
+    files: dict[str, Path]
+    condition: dict[str, Any]
+    classes: int
+    counts: dict[str, int]
+
+    @property
+    def certain(self) -> bool:
+        """Whether no label that is left is in doubt."""
+        return "partial" in self.condition
+
+    def home(self, name: str) -> Path:
+        """The file that an array lies in."""
+        return self.files.get(name, self.path)
+
+    def including(self, name: str, path: Path) -> Relabelled:
+        """The case with one more array, out of a file of its own."""
+        more = object.__new__(Relabelled)
+        own, _ = _blocks(path, {name})
+        for key, value in (vars(self) | {"blocks": self.blocks | own, "files": self.files | {name: path}}).items():
+            object.__setattr__(more, key, value)
+        return more
 
 
 def load_prepared(path: Path) -> Prepared:
@@ -183,20 +239,29 @@ def _facts(meta: str) -> dict[str, Any]:
 
 
 def _opened(path: Path) -> tuple[dict[str, Block], dict[str, Any]]:
+    blocks, meta = _blocks(path, {"image", "label", "reference"})
+    try:
+        return blocks, _facts(meta)
+    except _DAMAGED as error:
+        raise _damage(path, error) from None
+
+
+def _blocks(path: Path, needed: set[str]) -> tuple[dict[str, Block], str]:
+    """Where the arrays of a file lie, and its text `meta`."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            facts = _facts(str(arrays["meta"]))
+            meta = str(arrays["meta"]) if "meta" in arrays else ""
         with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
             blocks = {
                 info.filename.removesuffix(".npy"): _block(stream, info)
                 for info in archive.infolist()
                 if info.filename != "meta.npy"
             }
-        if not {"image", "label", "reference"} <= set(blocks):
+        if not needed <= set(blocks):
             raise ValueError("an array is missing")
     except _DAMAGED as error:
         raise _damage(path, error) from None
-    return blocks, facts
+    return blocks, meta
 
 
 def _block(stream: Any, info: zipfile.ZipInfo) -> Block:

@@ -92,10 +92,15 @@ class RunProgress:
         self._bars.update(self._tasks[slot], completed=done / total, note=note)
         self._refresh()
 
-    def finished(self, slot: int, title: str, record: RunRecord) -> None:
-        """A cell ended, well or not."""
+    def put_off(self, slot: int) -> tuple[float, float]:
+        """A cell goes back to where it waited; returns its weight and when it began."""
         weight, _, began = self._running.pop(slot)
         self._bars.remove_task(self._tasks.pop(slot))
+        return weight, began
+
+    def finished(self, slot: int, title: str, record: RunRecord) -> None:
+        """A cell ended, well or not."""
+        weight, began = self.put_off(slot)
         self._done += 1
         self._worked += weight
         self._states[record.status] += 1

@@ -6,6 +6,7 @@ No torch here: `bench plan` and a finished `bench run` answer at once.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,7 +103,9 @@ def load_suite(path: str | Path, quick: bool = False, root: Path | None = None) 
 def _quick(spec: SuiteFile) -> SuiteFile:
     """The suite with what `quick` says of the training; sizes and cases follow cell by cell."""
     small = spec.quick
-    changes = {"epochs": small.epochs, "steps": small.steps, "batch": small.batch or spec.train.batch}
+    batch = small.batch or spec.train.batch
+    changes = {"epochs": small.epochs, "steps": small.steps, "batch": batch}
+    changes["accumulate"] = math.gcd(batch, spec.train.accumulate)  # another batch can have other divisors
     if small.models is not None:
         changes["init"] = None  # weights of other models
     update: dict[str, Any] = {"train": spec.train.model_copy(update=changes)}
@@ -364,6 +367,8 @@ def _train(spec: SuiteFile, quick: bool, cases: Literal["all"] | int) -> dict[st
     train = spec.train.model_dump(mode="json") | {"init": None, "cases": cases}
     if train["deep_supervision"] is None:
         del train["deep_supervision"]
+    if train["accumulate"] == 1:
+        del train["accumulate"]
     if quick:
         train["cases"] = spec.quick.cases
     return train

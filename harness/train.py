@@ -137,6 +137,7 @@ class Trainer:
         self.classes, self.batch, self.epochs = num_classes, int(train["batch"]), int(train["epochs"])
         self.per_epoch = int(train["steps"] or math.ceil(data.samples / self.batch))
         self.steps = self.epochs * self.per_epoch
+        self.accumulate, self._part = int(train.get("accumulate", 1)), 0  # parts of a batch before one step
         self.autocast = train["precision"] == "bf16"
         dims = 2 if "slices" in cell.data["view"] else 3
         self.layout = memory_format(self.model, dims, device)
@@ -199,24 +200,25 @@ class Trainer:
         lr = self.schedule.apply(self.optimizer, state.step)
         # a loss or a layer that draws from the global generator moves no other cell, and no later step
         torch.manual_seed(seed_of("dropout", base, state.step))
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            output = self.model(batch.image.contiguous(memory_format=self.layout))
-        logits = output.logits.float()
-        given = output.offered()
-        for heads in self.trained[1:]:
-            given |= heads(output.embedding)
-        lower = output.aux if self.supervised else None
-        terms = self.scales(
-            logits, lower, batch.target, batch.spacing, partial(self._offered, clock, batch.weight), given
-        )
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(terms["loss"])
+        for number, part in enumerate(batch.parts(self.accumulate)):
+            self._part = number
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+                output = self.model(part.image.contiguous(memory_format=self.layout))
+            logits = output.logits.float()
+            given = output.offered()
+            for heads in self.trained[1:]:
+                given |= heads(output.embedding)
+            lower = output.aux if self.supervised else None
+            offered = partial(self._offered, clock, part.weight)
+            terms = self.scales(logits, lower, part.target, part.spacing, offered, given)
+            torch.autograd.backward(terms["loss"] / self.accumulate if self.accumulate > 1 else terms["loss"])
+            for name, value in terms.items():
+                one = value.detach() / self.accumulate if self.accumulate > 1 else value.detach()
+                state.sums[name] = state.sums[name] + one if name in state.sums else one
         if self.cell.train["clip"] is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.cell.train["clip"])
         self.optimizer.step()
-        for name, value in terms.items():
-            part = value.detach()
-            state.sums[name] = state.sums[name] + part if name in state.sums else part
         self._lr = lr
         state.step += 1
 
@@ -231,7 +233,9 @@ class Trainer:
             certain = torch.ones_like(target, dtype=torch.float32)
             offered["label_weight"] = certain if weight is None else downsampled(weight, target.shape[1:])
         if "generator" in self.needs:
-            keys = (self.progress.step, scale) if scale else (self.progress.step,)
+            keys: tuple[int, ...] = (self.progress.step, scale) if scale else (self.progress.step,)
+            if self._part:  # each part of an accumulated batch has numbers of its own
+                keys = (self.progress.step, scale, self._part)
             seed = seed_of("loss", self.cell.seed_base, *keys)
             offered["generator"] = torch.Generator(self.device).manual_seed(seed)
         return offered

@@ -392,3 +392,18 @@ def _shipped(name: str) -> list[Cell]:
 def test_golden_ids(name: str) -> None:
     ids = "".join(c.eval_id for c in load_suite(packed("suites") / f"{name}.yaml").cells)
     assert hashlib.sha256(ids.encode()).hexdigest()[:16] == GOLDEN[name]
+
+
+def test_accumulation_enters_the_id_only_where_it_is_set(tmp_path: Path) -> None:
+    plain = suite(tmp_path).cells[0]
+    once = suite(tmp_path, BASE.replace("batch: 2", "batch: 2, accumulate: 1")).cells[0]
+    twice = suite(tmp_path, BASE.replace("batch: 2", "batch: 2, accumulate: 2")).cells[0]
+    assert (once.train_id, once.eval_id) == (plain.train_id, plain.eval_id) and "accumulate" not in plain.train
+    assert twice.train_id != plain.train_id and twice.described()["train"]["accumulate"] == 2
+    assert twice.seed_base == plain.seed_base  # the same batches
+    with pytest.raises(
+        BenchError, match=r"toy\.yaml:6: train: .*accumulate: 4 does not divide the batch of 6; .* 1, 2, 3, 6"
+    ):
+        suite(tmp_path, BASE.replace("batch: 2", "batch: 6, accumulate: 4"))
+    text = BASE.replace("batch: 2", "batch: 6, accumulate: 6") + "quick: {batch: 4}\n"
+    assert suite(tmp_path, text, quick=True).cells[0].train["accumulate"] == 2  # what also divides the quick batch

@@ -32,8 +32,7 @@ train: {epochs: 1, steps: 1, batch: 2, optimizer: {adamw: {lr: 1e-2}}}
 quick: {cases: 1, epochs: 1, steps: 1}
 """
 
-CELLS = '''\
-"""Cells that do nothing, for the processes of the pool."""
+CELLS = r'''"""Cells that do nothing, for the processes of the pool."""
 
 import os
 import signal

@@ -175,9 +175,22 @@ def run_cells(
         clean = True
     finally:
         pool.end(grace=30.0 if not clean or fail_fast else 10.0)
-        for line in progress.summary():
-            console.print(line, highlight=False, soft_wrap=True)
+        for line in [*_memory_notes(cells, records, estimates), *progress.summary()]:
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
     return records
+
+
+def _memory_notes(cells: list[Cell], records: list[RunRecord], estimates: Estimates) -> list[str]:
+    """What other cells needed that are like those for which memory did not suffice."""
+    hungry = {r.eval_id for r in records if r.status == "oom"}
+    now = Estimates(records if hungry else ())
+    notes: dict[str, None] = {}
+    for cell in cells:
+        if cell.eval_id in hungry and (peak := now.measured(cell) or estimates.measured(cell)) is not None:
+            notes[f"memory: other cells of {cell.model_label} on {cell.dataset} needed up to {peak / 1024:.1f} GB"] = (
+                None
+            )
+    return [*notes]
 
 
 def _prepare_all(cells: list[Cell], pool: Pool, console: Console) -> dict[Shared, str]:

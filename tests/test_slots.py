@@ -162,13 +162,16 @@ def test_a_process_that_the_system_killed_for_memory_is_out_of_memory(
     (tmp_path / "vmstat").write_text("pgfault 3\noom_kill 7\n")
     out = Console(file=(tmp_path / "out.txt").open("w"), width=400)
     entries = [Entry(cell, "missing") for cell in cells[:2]]
-    first, second = run_cells(entries, Place(tmp_path, None), ["cpu"], out, run=acts.killed)
+    cost = {"train_s": 1.0, "eval_s": 1.0, "steps": 1.0, "peak_rss_mb": 3072.0}
+    known = Estimates([RunRecord("", "", "ok", "", cells[0].described(), cost=cost)])
+    first, second = run_cells(entries, Place(tmp_path, None), ["cpu"], out, estimates=known, run=acts.killed)
     assert (first.status, second.status) == ("oom", "error")
     assert "signal 9, and the system has just ended a process for lack of memory" in first.message
     assert "`train: {accumulate: 2}`" in first.message and "accumulate" not in second.message
     out.file.close()
     text, log = (tmp_path / "out.txt").read_text(), tmp_path / first.train_id / "log.txt"
     assert f"log: {log}" in text and "oom: its worker process died" in log.read_text()
+    assert text.count("memory: other cells of unet on phantom needed up to 3.0 GB") == 1
     assert "2 cells in" in text and "1 oom, 1 error" in text
 
 

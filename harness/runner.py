@@ -161,8 +161,9 @@ def run_cells(
     pool = Pool(place, [*devices[: max(1, len(cells))]], run)
     records: list[RunRecord] = []
     clean = False
+    work = sum(estimates.weight(c) for c in cells)
     progress = RunProgress(
-        [estimates.weight(c) for c in cells], console, len(pool.devices), seconds=estimates.known > 0, out=place.out
+        len(cells), console, len(pool.devices), work=work, seconds=estimates.known > 0, out=place.out
     )
     try:
         faults = _prepare_all(cells, pool, console)

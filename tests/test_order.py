@@ -151,7 +151,7 @@ def test_the_remedy_of_too_little_memory_is_for_all_losses() -> None:
 def test_time_left_counts_work_and_not_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    shown = RunProgress([10.0, 30.0, 60.0, 300.0], Console(quiet=True), workers=2, seconds=True)
+    shown = RunProgress(4, Console(quiet=True), workers=2, work=400.0, seconds=True)
     with shown:
         shown.prepared()
         assert shown._left() == "about 3 min left"  # 400 s of work on two processes
@@ -167,7 +167,7 @@ def test_time_left_counts_work_and_not_cells(monkeypatch: pytest.MonkeyPatch) ->
         second
         == "time of 2 workers: training 25 %, evaluation 10 %, loading and storing 5 %, preparation 0 %, idle 60 %"
     )
-    unknown = RunProgress([1.0, 1.0], Console(quiet=True))
+    unknown = RunProgress(2, Console(quiet=True))
     assert unknown._left() == "" and unknown.summary() == []
 
 

@@ -111,7 +111,9 @@ def voxels_of(suite: Suite) -> list[str]:
 
 def settings_in(suite: Suite, cells: Sequence[Cell]) -> dict[str, Setting]:
     """The settings of a suite's data sets, by their names in tables; empty where it has no axis of them."""
-    first = {c.dataset: c.data for c in reversed(cells)}
+    first: dict[str, dict[str, Any]] = {}
+    for cell in cells:
+        first.setdefault(cell.dataset, cell.data)
     patients = {n: {suite.manifests[d["manifest"]].patient_of(c) for c in d["train"]} for n, d in first.items()}
     return settings_of({name: (data, len(patients[name])) for name, data in first.items()})
 

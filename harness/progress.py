@@ -82,7 +82,7 @@ class RunProgress:
     def started(self, slot: int, title: str, weight: float = 1.0) -> None:
         """A worker took a cell, which is expected to take `weight` of the work."""
         self._running[slot] = weight, 0.0, time.monotonic()
-        self._tasks[slot] = self._bars.add_task(title, total=1.0, note="loading")
+        self._tasks[slot] = self._bars.add_task(_plain(title), total=1.0, note="loading")
 
     def moved(self, slot: int, done: int, total: int, loss: float) -> None:
         """A cell finished an epoch."""

@@ -52,7 +52,7 @@ class YamlFile:
             return model.model_validate(self.data if data is None else data)
         except ValidationError as error:
             # a misspelt key is also a missing one; the misspelling is what the user can mend
-            first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+            first = min(error.errors(), key=_distance)
             # pydantic adds names of union members to the path; the file's own path is what the user knows
             where = self._known((*at, *first["loc"]))
             raise self.error(where, _sentence(first, model, where[len(at) :])) from None
@@ -137,6 +137,12 @@ def _index(file: YamlFile, node: yaml.Node | None, path: KeyPath, above: set[int
         for i, item in enumerate(node.value):
             file.lines[(*path, i)] = item.start_mark.line + 1
             _index(file, item, (*path, i), above)
+
+
+def _distance(error: Any) -> tuple[bool, bool]:
+    """How far a fault is from what the user meant; where several kinds are allowed, that of another kind is farther."""
+    other_kind = error["type"] in ("literal_error", "list_type") and isinstance(error.get("input"), (dict, list))
+    return error["type"] != "extra_forbidden", other_kind
 
 
 def _dotted(keys: KeyPath) -> str:

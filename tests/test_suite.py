@@ -11,6 +11,7 @@ import pytest
 
 from harness import suite_file
 from harness.cell import Cell
+from harness.data import conditions
 from harness.data.manifest import packed
 from harness.errors import BenchError
 from harness.losses import LOSSES
@@ -351,6 +352,8 @@ GOLDEN = {
     "hippocampus": "7d8520e6cf3d6391",
     "synapse": "543ee045c8db7a2d",
     "catalogue": "2bb2d6afe5a3b5d4",
+    "hippocampus_few": "288707759170afb0",
+    "hippocampus_noise": "383484e627a8922f",
 }
 
 
@@ -362,7 +365,7 @@ def _literals(kind: Any) -> set[str]:
     return set().union(*map(_literals, inner))
 
 
-RESERVED = {"labels", "tune"}  # they take one value so far
+RESERVED = {"tune"}  # it takes one value so far
 PARTS = ("SuiteFile", "DataEntry", "Slices", "Patches", "Resample", "Augment", "PresetAugment", "Init", "Train", "Rank",
          "Report", "Protocol", "Quick")  # fmt: skip
 
@@ -386,6 +389,14 @@ def test_the_catalogue_suite_holds_every_loss() -> None:
 
 def _shipped(name: str) -> list[Cell]:
     return load_suite(packed("suites") / f"{name}.yaml").cells
+
+
+@pytest.mark.parametrize("part", ["Condition", "Jitter", "Morphology", "Chance", "Partial"])
+def test_the_reference_names_every_word_of_a_condition(part: str) -> None:
+    text = (packed("suites").parent / "docs" / "robustness.md").read_text(encoding="utf-8")
+    code = set(re.findall(r"[a-z_0-9]+", " ".join(re.findall(r"```.*?```|`[^`]+`", text, re.DOTALL))))
+    words = set(getattr(conditions, part).model_fields)
+    assert words <= code, sorted(words - code)
 
 
 @pytest.mark.parametrize("name", sorted(GOLDEN))

@@ -58,6 +58,7 @@ class RunProgress:
             transient=True,
         )
         self._all: TaskID | None = None
+        self._waiting = 0
         self._tasks: dict[int, TaskID] = {}
 
     def __enter__(self) -> RunProgress:
@@ -91,6 +92,18 @@ class RunProgress:
         note = "scoring" if done >= total else f"loss {loss:.4f}"
         self._bars.update(self._tasks[slot], completed=done / total, note=note)
         self._refresh()
+
+    def put_off(self, slot: int) -> None:
+        """A cell was not begun: another process runs it."""
+        self._running.pop(slot)
+        self._bars.remove_task(self._tasks.pop(slot))
+
+    def waiting(self, count: int) -> None:
+        """Nothing is left to do but cells that another process runs."""
+        if count and count != self._waiting:
+            cells = "1 cell" if count == 1 else f"{count} cells"
+            self._console.print(f"waiting for {cells} that another process runs", highlight=False)
+        self._waiting = count
 
     def finished(self, slot: int, title: str, record: RunRecord) -> None:
         """A cell ended, well or not."""

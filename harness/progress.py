@@ -59,6 +59,7 @@ class RunProgress:
             transient=True,
         )
         self._all: TaskID | None = None
+        self._waiting = 0
         self._tasks: dict[int, TaskID] = {}
 
     def __enter__(self) -> RunProgress:
@@ -99,6 +100,13 @@ class RunProgress:
         if slot in self._tasks:
             self._bars.remove_task(self._tasks.pop(slot))
         return weight, began
+
+    def waiting(self, count: int) -> None:
+        """Nothing is left to do but cells that another process runs."""
+        if count and count != self._waiting:
+            cells = "1 cell" if count == 1 else f"{count} cells"
+            self._console.print(f"waiting for {cells} that another process runs", highlight=False)
+        self._waiting = count
 
     def finished(self, slot: int, title: str, record: RunRecord) -> None:
         """A cell ended, well or not."""

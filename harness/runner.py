@@ -21,6 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
+from harness import claims
 from harness.cell import Cell, Place
 from harness.cell_log import log, remedy
 from harness.data.fingerprint import asks
@@ -34,13 +35,14 @@ from harness.order import Queue
 from harness.plan import Entry
 from harness.processes import cause_of_death, deaf_to_ctrl_c, one_thread, oom_kills
 from harness.progress import RunProgress
-from harness.records import RETRIED, RunRecord, read_record
+from harness.records import RunRecord
 
 Case = tuple[str, str, str, bool, str]  # manifest, case, view, whether of the phantom, training cases if they matter
 Run = Callable[..., RunRecord]  # as harness.worker.run_cell
 Shared = tuple[str, bool, int]
 Job = tuple[str, str, dict[str, Any], bool, list[str]]
 FAILED = ("error", "oom", "timeout", "diverged")  # what --fail-fast stops at
+LOOK_SECONDS = 1.0  # between looks at cells that another process runs
 START_SECONDS = 120.0  # for a new process to import torch; a cell's timeout counts from then
 
 
@@ -86,7 +88,7 @@ class Pool:
         return self.slots[slot]
 
     def end(self, grace: float) -> None:
-        """Tell all workers to finish; those that do not within `grace` seconds are killed."""
+        """Tell all workers to finish; those that do not within `grace` seconds, or at Ctrl-C, are killed."""
         for worker in self.slots.values():
             if worker.process.is_alive():
                 if worker.cell is not None:
@@ -94,11 +96,13 @@ class Pool:
                 else:
                     _send(worker, ("stop", None))
         until = time.monotonic() + grace
-        for worker in self.slots.values():
-            worker.process.join(max(0.0, until - time.monotonic()))
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
+        try:
+            for worker in self.slots.values():
+                worker.process.join(max(0.0, until - time.monotonic()))
+        finally:
+            for worker in self.slots.values():
+                if worker.process.is_alive():
+                    _end_now(worker)
 
 
 def _serve(connection: Connection, place: Place, run: Run | None) -> None:
@@ -248,7 +252,16 @@ def _dispatch(
 ) -> Iterator[RunRecord]:
     busy: dict[int, Cell] = {}
     held: dict[int, Hashable] = {}  # the training set that each process keeps from its last cell
-    while queue or busy:
+    waiting: list[Cell] = []  # cells that other processes run
+    look = 0.0
+    while queue or busy or waiting:
+        if waiting and not queue and time.monotonic() > look:
+            free = [c for c in waiting if not claims.held(c.folder(pool.place.out))]
+            for one in free:
+                queue.add(one)
+            waiting = [c for c in waiting if c not in free]
+            progress.waiting(0 if busy or free else len(waiting))
+            look = time.monotonic() + LOOK_SECONDS
         for slot in range(len(pool.devices)):
             while slot not in busy:
                 others = [group for other, group in held.items() if other != slot]
@@ -265,9 +278,13 @@ def _dispatch(
                 progress.started(slot, cell.title, weight)
                 busy[slot], held[slot] = cell, queue.group(cell)
         for slot, record in _collect(pool, progress):
-            if (ended := busy.pop(slot, None)) is not None:
+            ended = busy.pop(slot, None)
+            if ended is not None:
                 queue.done(ended)
-            yield record
+            if ended is not None and claims.is_held(record):
+                waiting.append(ended)
+            else:
+                yield record
 
 
 def _begin(pool: Pool, slot: int, cell: Cell, fresh: bool) -> None:
@@ -320,6 +337,9 @@ def _ended(pool: Pool, slot: int, status: str, reason: str, progress: RunProgres
 
 
 def _finish(cell: Cell, slot: int, record: RunRecord, progress: RunProgress) -> RunRecord:
+    if claims.is_held(record):
+        progress.put_off(slot)
+        return record
     described = cell.described()
     if record.cell == described:  # the cells of a suite share most of it, and thousands of copies would not
         record = replace(record, cell=described)
@@ -328,16 +348,15 @@ def _finish(cell: Cell, slot: int, record: RunRecord, progress: RunProgress) -> 
 
 
 def _failed(cell: Cell, place: Place, status: str, message: str) -> RunRecord:
-    """The record of a cell that could not write its own; one that is there and finished stays."""
-    with contextlib.suppress(BenchError):
-        there = read_record(cell.eval_folder(place.out) / "record.json")
-        if there.status not in RETRIED:
-            return there
+    """The record of a cell that could not write its own; a result that is there stays."""
     record = RunRecord(cell.train_id, cell.eval_id, status, message, cell.described(), sources=cell.sources)
-    with contextlib.suppress(OSError):  # the message still reaches the user, and the same command runs the cell again
-        cell.eval_folder(place.out).mkdir(parents=True, exist_ok=True)
-        record.write(cell.eval_folder(place.out) / "record.json")
-    log(cell.folder(place.out), f"{status}: {message}")
+    folder = cell.folder(place.out)
+    with contextlib.suppress(OSError, claims.LostLease):  # the message still reaches the user; the same command runs it
+        folder.mkdir(parents=True, exist_ok=True)
+        if (lease := claims.take(folder)) is not None:
+            with lease:
+                record = lease.publish(record, cell.eval_folder(place.out))
+    log(folder, f"{status}: {message}")
     return record
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.cell import Cell
+from harness.checkpoints import UnusableCheckpoint, read_checkpoint, write_checkpoint
 from harness.data.batches import TrainSet
 from harness.deep_supervision import Scales, downsampled
 from harness.errors import BenchError
@@ -31,7 +32,7 @@ from harness.models.heads import attach, head_channels
 from harness.models.weights import learning_factors
 from harness.optim import Schedule, make_optimizer
 from harness.predict import memory_format
-from harness.records import write_atomic
+from harness.records import Write, write_atomic
 from harness.seeds import seed_of
 
 CHECKPOINT_SECONDS = float(os.environ.get("BENCH_CHECKPOINT_SECONDS", "20"))
@@ -98,12 +99,14 @@ class Hooks:
         stop: Asked before every step; True ends the training with a checkpoint.
         validate: Called after every epoch with the network in evaluation mode; metric values by name.
         began: Called once before the first step with the number of steps that a checkpoint brought.
+        write: Writes checkpoints.
     """
 
     report: Callable[[int, int, float], None] = lambda done, total, loss: None
     stop: Callable[[], bool] = lambda: False
     validate: Callable[[nn.Module], dict[str, float]] | None = None
     began: Callable[[int], None] = lambda step: None
+    write: Write = write_atomic
 
 
 class Trainer:
@@ -169,6 +172,7 @@ class Trainer:
 
         Raises:
             Stopped: `hooks.stop` said so; the checkpoint holds everything.
+            UnusableCheckpoint: The checkpoint is damaged or of another cell; without it training starts anew.
             BenchError: The best epoch is wanted, and no epoch has a value to go by.
         """
         if not self._resume():
@@ -323,7 +327,7 @@ class Trainer:
             "schedule": self.schedule.state(),
             "progress": {f: getattr(state, f) for f in state.__dataclass_fields__},
         }
-        write_atomic(self.path, lambda stream: torch.save(content, stream))
+        self.hooks.write(self.path, lambda stream: write_checkpoint(content, stream))
 
     def _sources(self) -> list[str]:
         return [self.cell.loss_digest, self.cell.model_source.digest]
@@ -331,21 +335,19 @@ class Trainer:
     def _resume(self) -> bool:
         if self.path is None or not self.path.is_file():
             return False
-        try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds for a damaged file; training then starts anew
-            raise BenchError(
-                f"{self.path}: damaged checkpoint ({type(error).__name__}); remove it to start again."
-            ) from None
+        content = read_checkpoint(self.path)
         if content["train_id"] != self.cell.train_id:
-            raise BenchError(f"{self.path}: the checkpoint is of another cell; remove it to start again.")
+            raise UnusableCheckpoint(f"{self.path}: the checkpoint is of another cell.")
         if content["sources"] != self._sources() or "trained" not in content:
             return False  # the loss or the model was edited since: half of one and half of another is neither
-        self.trained.load_state_dict(content["trained"])
-        self.loss.load_state_dict(content["loss"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.schedule.restore(content["schedule"])
-        self.progress = Progress(**content["progress"])
+        try:
+            self.trained.load_state_dict(content["trained"])
+            self.loss.load_state_dict(content["loss"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.schedule.restore(content["schedule"])
+            self.progress = Progress(**content["progress"])
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UnusableCheckpoint(f"{self.path}: of another version ({type(error).__name__}).") from None
         # the optimizer's step counters stay on the CPU, where reading them waits for nothing
         self.progress.sums = {k: v.to(self.device) for k, v in self.progress.sums.items()}
         return True

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from harness.cell import Cell
+from harness.checkpoints import UnusableCheckpoint, read_checkpoint
 from harness.data.batches import TrainSet
 from harness.data.prepare import Prepared
 from harness.errors import BenchError
@@ -130,10 +131,41 @@ def test_a_checkpoint_of_an_edited_loss_is_not_continued(cell: Cell, tmp_path: P
     assert seen == [4, 8, 12]  # from the first step
 
 
-def test_a_damaged_checkpoint_is_named(cell: Cell, tmp_path: Path) -> None:
-    (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
-    with pytest.raises(BenchError, match=r"checkpoint\.pt: damaged checkpoint"):
-        _trainer(cell, checkpoint=tmp_path / "checkpoint.pt").run()
+def _stopped(cell: Cell, path: Path) -> None:
+    first: Trainer | None = None
+
+    def stop() -> bool:
+        return first is not None and first.progress.step >= 5
+
+    first = _trainer(cell, hooks=Hooks(stop=stop), checkpoint=path)
+    with pytest.raises(Stopped):
+        first.run()
+
+
+def test_a_checkpoint_that_was_cut_or_flipped_at_any_place_is_not_continued(cell: Cell, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    _stopped(cell, path)
+    whole = path.read_bytes()
+    assert read_checkpoint(path)["progress"]["step"] == 5
+    places = [*range(0, len(whole), len(whole) // 100), *range(len(whole) - 90, len(whole))]  # the digest: the last 89
+    for place in places:
+        path.write_bytes(whole[:place])
+        with pytest.raises(UnusableCheckpoint, match=r"checkpoint\.pt: damaged checkpoint"):
+            read_checkpoint(path)
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        with pytest.raises(UnusableCheckpoint):
+            read_checkpoint(path)
+    with pytest.raises(UnusableCheckpoint):
+        _trainer(cell, checkpoint=path).run()
+
+
+def test_a_checkpoint_of_another_cell_or_network_is_not_continued(cell: Cell, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    _stopped(cell, path)
+    with pytest.raises(UnusableCheckpoint, match="of another cell"):
+        _trainer(replace(cell, seed=1), checkpoint=path).run()
+    with pytest.raises(UnusableCheckpoint, match="of another version"):
+        _trainer(cell, model=UNet(1, 2, width=3, depth=2), checkpoint=path).run()
 
 
 def test_a_loss_that_draws_moves_no_other_number(cell: Cell) -> None:

@@ -11,3 +11,9 @@ def there(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):
         return False
+
+
+def leads_out(text: str) -> bool:
+    """Whether a path that is meant to lie below a folder is absolute or climbs out of it, on any system."""
+    parts = text.replace("\\", "/").split("/")
+    return not parts[0] or ".." in parts or parts[0].endswith(":") or "\0" in text

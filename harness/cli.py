@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.arguments import Verb, parser_of
-from harness.errors import BenchError
+from harness.errors import BenchError, sentence
 from harness.listing import LISTS
 from harness.printing import json_alone, print_json
 from harness.processes import writable
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with json_alone() if getattr(args, "json", False) else nullcontext():
             return int(args.verb(args))
     except BenchError as error:
-        print(f"bench: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        print(f"bench: {sentence(error)}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from harness.cli import _plan_row, main
 from harness.data.layouts import reader_of
 from harness.data.manifest import load_manifest
-from harness.errors import BenchError
+from harness.errors import BenchError, sentence
 from harness.plan import make_plan
 from harness.suite import load_suite
 
@@ -82,7 +82,7 @@ def _sentence(error: BenchError, path: Path) -> None:
     text = str(error)
     # a suite that is right can name a data set whose cases are those of a folder, which is not there
     assert str(path) in text or "data_manifests" in text or "say where with --data FOLDER" in text, text
-    assert len(text) < 20_000, len(text)
+    assert len(sentence(error)) < 8_000 and "\n" not in sentence(error)
     line = re.match(rf"{re.escape(str(path))}:(\d+)", text)
     if line:
         assert 1 <= int(line[1]) <= 1 + path.read_bytes().count(b"\n") + path.read_bytes().count(b"\r"), text
@@ -114,7 +114,7 @@ def try_manifest(path: Path) -> bool:
         except BenchError as error:
             text = str(error)
             assert str(path.parent) in text or manifest.name in text, text
-            assert len(text) < 20_000
+            assert len(sentence(error)) < 8_000 and "\n" not in sentence(error)
             return False
         return True
 

@@ -145,12 +145,8 @@ def _cells_of(
     models = _models(spec, file, ("quick", "models") if quick and spec.quick.models else ("models",))
     conditions = _conditions(spec, file, manifest)
     sizes = _sizes(spec, manifest, entry.split, folds, quick)
-    number = math.prod(
-        (
-            spec.seeds if isinstance(spec.seeds, int) else len(spec.seeds),
-            *map(len, (losses, models, folds, conditions, sizes)),
-        )
-    )
+    repeats = spec.seeds if isinstance(spec.seeds, int) else len(spec.seeds)
+    number = repeats * math.prod(map(len, (losses, models, folds, conditions, sizes)))
     if number > MOST_CELLS:
         raise file.error(("seeds",), f"the grid has {number:,} cells, and a suite at most {MOST_CELLS:,}; split it.")
     seeds = list(range(spec.seeds)) if isinstance(spec.seeds, int) else spec.seeds

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import os
 import re
 import shutil
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.cell import Cell
+from harness.claims import held, take
 from harness.errors import BenchError
 from harness.printing import print_json
 from harness.records import RunRecord, read_record
@@ -80,17 +80,15 @@ def find(suites: Sequence[Suite], out: Path, *, orphans: bool = False, cache: bo
     alone: list[Item] = []
     working = False
     for folder in _folders(out, found):
-        with hold(folder) as mine:
-            if not mine:
-                working = True
-                found.kept.append((folder, "another process works on it"))
-                continue
-            if folder.name in wanted:
-                found.items += _of_cells(folder, wanted[folder.name], alone, names)
-            elif (record := _owner(folder)) is not None and _is_of(record, names):
-                alone.append(_item(folder, "orphan", f"no cell of the suite: {_title(record)}"))
-            elif record is None and _size(folder):
-                found.kept.append((folder, "no record says of which suite it is"))
+        if held(folder):
+            working = True
+            found.kept.append((folder, "another process works on it"))
+        elif folder.name in wanted:
+            found.items += _of_cells(folder, wanted[folder.name], alone, names)
+        elif (record := _owner(folder)) is not None and _is_of(record, names):
+            alone.append(_item(folder, "orphan", f"no cell of the suite: {_title(record)}"))
+        elif record is None and _size(folder):
+            found.kept.append((folder, "no record says of which suite it is"))
     if orphans:
         found.items += alone
     else:
@@ -133,34 +131,10 @@ def remove(items: Sequence[Item], out: Path) -> list[tuple[Path, str]]:
 @contextlib.contextmanager
 def hold(training: Path) -> Iterator[bool]:
     """Keep other processes from a training folder, as `harness.worker.run_cell` does; False where one has it."""
-    if importlib.util.find_spec("harness.claims") is not None:
-        with _lease(training) as mine:
-            yield mine
-        return
-    import fcntl
-
     try:
-        stream = (training / "claim").open("rb")
-    except OSError:  # no process has ever run it
-        yield True
-        return
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-
-
-@contextlib.contextmanager
-def _lease(training: Path) -> Iterator[bool]:
-    """The lease of a cell that `harness.claims` gives."""
-    try:
-        lease = importlib.import_module("harness.claims").take(training)
+        lease = take(training)
     except OSError:  # what cannot be claimed is left alone
-        yield False
-        return
+        lease = None
     if lease is None:
         yield False
         return

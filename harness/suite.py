@@ -6,7 +6,6 @@ No torch here: `bench plan` and a finished `bench run` answer at once.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -146,7 +145,7 @@ def _cells_of(
     conditions = _conditions(spec, file, manifest)
     sizes = _sizes(spec, manifest, entry.split, folds, quick)
     repeats = spec.seeds if isinstance(spec.seeds, int) else len(spec.seeds)
-    number = repeats * math.prod(map(len, (losses, models, folds, conditions, sizes)))
+    number = repeats * len(losses) * len(models) * len(folds) * len(conditions) * len(sizes)
     if number > MOST_CELLS:
         raise file.error(("seeds",), f"the grid has {number:,} cells, and a suite at most {MOST_CELLS:,}; split it.")
     seeds = list(range(spec.seeds)) if isinstance(spec.seeds, int) else spec.seeds

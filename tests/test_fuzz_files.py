@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from harness.cli import _plan_row, main
@@ -31,7 +31,7 @@ from harness.suite import load_suite
 ROOT = Path(__file__).parent.parent
 SUITES = {p.stem: p.read_text(encoding="utf-8") for p in sorted(ROOT.glob("suites/*.yaml"))}
 MANIFESTS = {p.stem: p.read_text(encoding="utf-8") for p in sorted(ROOT.glob("data_manifests/*.yaml"))}
-SECONDS = 30  # for one input, on a busy machine; most take hundredths
+SECONDS = 30  # of the processor for one input; most take hundredths
 LONG = int(os.environ.get("BENCH_FUZZ", "5200"))  # inputs of each of the four long tests
 
 DEEP: Any = 0
@@ -69,13 +69,13 @@ def limited() -> Iterator[None]:
     def late(number: int, frame: Any) -> None:
         raise AssertionError(f"not done after {SECONDS} s")
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(SECONDS)
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def _sentence(error: BenchError, path: Path) -> None:
@@ -202,14 +202,20 @@ def changed_text(draw: st.DrawFn, texts: dict[str, str]) -> bytes:
     return whole
 
 
-def _few(count: int) -> Any:
+def _made(count: int, **more: Any) -> Any:
+    # explaining a failure traces every line, which takes longer than all else
     return settings(
-        max_examples=count, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+        max_examples=count,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate, Phase.shrink),
+        **more,
     )
 
 
-def _many(count: int) -> Any:
-    return settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+def _few(count: int) -> Any:
+    return _made(count, derandomize=True)
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +255,7 @@ def test_manifests_with_changed_text(file: Path, content: bytes) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(0)
-@_many(LONG)
+@_made(LONG)
 @given(text=changed_tree(SUITES), quick=st.booleans())
 def test_many_suites_with_changed_values(file: Path, text: str, quick: bool) -> None:
     file.write_text(text, encoding="utf-8")
@@ -258,7 +264,7 @@ def test_many_suites_with_changed_values(file: Path, text: str, quick: bool) -> 
 
 @pytest.mark.slow
 @pytest.mark.timeout(0)
-@_many(LONG)
+@_made(LONG)
 @given(content=changed_text(SUITES))
 def test_many_suites_with_changed_text(file: Path, content: bytes) -> None:
     file.write_bytes(content)
@@ -267,7 +273,7 @@ def test_many_suites_with_changed_text(file: Path, content: bytes) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(0)
-@_many(LONG)
+@_made(LONG)
 @given(text=changed_tree(MANIFESTS))
 def test_many_manifests_with_changed_values(file: Path, text: str) -> None:
     file.write_text(text, encoding="utf-8")
@@ -276,7 +282,7 @@ def test_many_manifests_with_changed_values(file: Path, text: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(0)
-@_many(LONG)
+@_made(LONG)
 @given(content=changed_text(MANIFESTS))
 def test_many_manifests_with_changed_text(file: Path, content: bytes) -> None:
     file.write_bytes(content)

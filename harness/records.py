@@ -18,6 +18,8 @@ from harness.errors import BenchError
 
 SCHEMA = 1
 Write = Callable[[Path, Callable[[IO[bytes]], Any]], None]  # as `write_atomic`
+UMASK = os.umask(0o077)  # the only way to ask for it; once, as it is of the whole process
+os.umask(UMASK)
 STATUSES = ("ok", "diverged", "oom", "timeout", "error", "interrupted", "skip")
 # These are tried again by the same command; `ok`, `diverged` and `skip` are results.
 RETRIED = ("oom", "timeout", "error", "interrupted")
@@ -126,7 +128,7 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], Any], stage: Path | No
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(name, 0o644)
+        os.chmod(name, 0o666 & ~UMASK)  # a temporary file is for its owner alone
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(OSError):  # what is wrong was said already

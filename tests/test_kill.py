@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +81,11 @@ class Killer:
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
+        self._until = time.monotonic() + float(os.environ.get("BENCH_KILLS_SECONDS", "inf"))
         self._rounds = 0
+
+    def enough(self, most: int) -> bool:
+        return self.kills.total() >= most or time.monotonic() > self._until
 
     def round(self, most: int, cache: Path) -> Path:
         """One folder of results from nothing to the end, with at most so many kills in all; returns the folder."""
@@ -93,7 +98,7 @@ class Killer:
                 while len(running) < self.parents:
                     running.append(_start(self.toy, self.suite, out, self.workers))
                     self.commands += 1
-                if self.kills.total() < most:
+                if not self.enough(most):
                     self._strike(running, out)
                 else:
                     for process in running:
@@ -104,10 +109,7 @@ class Killer:
                 assert not {*codes} - {None, 1, -signal.SIGKILL}, (out.parent / f"{out.name}.txt").read_text()
                 running = [p for p in running if p.poll() is None]
         finally:
-            for process in running:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            _end(running)
 
     def _strike(self, running: list[subprocess.Popen[bytes]], out: Path) -> None:
         """Wait until a cell is where the schedule wants it, then a moment, and kill something."""
@@ -136,9 +138,20 @@ class Killer:
 
 def _holders(out: Path, phase: str = "claimed") -> list[int]:
     """Processes that run a cell, and are so far with it."""
-    sign = {"claimed": "claim", "training": "checkpoint.pt", "evaluating": "train.json"}
-    found = [holder_of(p.parent) for p in out.glob("*/claim") if (p.parent / sign.get(phase, "?")).exists()]
-    return sorted(h.about["pid"] for h in found if h is not None and "pid" in h.about and _lives(h.about["pid"]))
+    found = []
+    for claim in out.glob("*/claim"):
+        holder = holder_of(claim.parent)
+        with suppress(OSError, AttributeError, KeyError):
+            pid, began = holder.about["pid"], claim.stat().st_mtime_ns  # type: ignore[union-attr]
+            if phase == "training":  # a checkpoint of this process
+                there = (claim.parent / "checkpoint.pt").stat().st_mtime_ns > began
+            elif phase == "evaluating":
+                there = any(p.is_dir() for p in claim.glob("*/*"))
+            else:
+                there = True
+            if there and _lives(pid):
+                found.append(pid)
+    return sorted(found)
 
 
 def _lives(pid: int) -> bool:
@@ -158,7 +171,7 @@ def _endure(toy: Any, kills: int, seed: int, parents: int = 1) -> Killer:
     expected = _undisturbed(toy, suite)
     assert len(expected) == len(LOSSES) * SEEDS and {r[0] for r in expected.values()} == {"ok"}
     killer = Killer(toy, suite, seed, parents)
-    while killer.kills.total() < kills:
+    while not killer.enough(kills):
         out = killer.round(kills, toy.folder / "undisturbed/cache")
         assert _results(out) == expected
         assert not list(out.glob("*/checkpoint.pt")) and not _holders(out)
@@ -181,14 +194,75 @@ def _told(killer: Killer) -> dict[str, Any]:
 
 @pytest.mark.timeout(1200)
 def test_twenty_kills_change_nothing(toy: Any) -> None:
-    assert _endure(toy, kills=20, seed=1).kills.total() >= 20
+    _endure(toy, kills=20, seed=1)
+
+
+def _trainings(out: Path) -> Counter[int]:
+    """How many cells were trained to their end how often."""
+    logs = [path.read_text() for path in out.glob("*/log.txt")]
+    return Counter(text.count(" trained, ") for text in logs)
+
+
+@pytest.mark.parametrize("parents", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.timeout(1200)
+def test_several_commands_on_one_folder_train_each_cell_once(toy: Any, parents: int) -> None:
+    suite = _suite(toy, ("dice", "ce"), seeds=3, epochs=2, steps=6)
+    expected = _undisturbed(toy, suite)
+    out = toy.folder / "shared"
+    shutil.copytree(toy.folder / "undisturbed/cache", out / "cache")
+    running = [_start(toy, suite, out, workers=1) for _ in range(parents)]
+    try:
+        assert [p.wait(timeout=PATIENCE) for p in running] == [0] * parents, (toy.folder / "shared.txt").read_text()
+    finally:
+        _end(running)
+    assert _results(out) == expected and _trainings(out) == {1: 6}
+
+
+def _end(running: list[subprocess.Popen[bytes]]) -> None:
+    for process in running:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.timeout(1200)
+def test_a_holder_that_slept_beyond_its_time_discards_what_it_made(toy: Any) -> None:
+    """Stopped in its training, taken over by a second command, continued: one record, and both commands end well."""
+    suite = _suite(toy, ("dice",), seeds=1, epochs=4, steps=100)
+    expected = _undisturbed(toy, suite)
+    out = toy.folder / "slept"
+    shutil.copytree(toy.folder / "undisturbed/cache", out / "cache")
+    beats = {"BENCH_HEARTBEAT_SECONDS": "0.25", "BENCH_LEASE_SECONDS": "3"}
+    running = [_start(toy, suite, out, 1, **beats)]
+    try:
+        _until(lambda: bool(_holders(out, "training")))
+        os.killpg(running[0].pid, signal.SIGSTOP)
+        (asleep,) = _holders(out)
+        running.append(_start(toy, suite, out, 1, **beats))
+        _until(lambda: _holders(out) not in ([], [asleep]))
+        os.killpg(running[0].pid, signal.SIGCONT)
+        assert [p.wait(timeout=PATIENCE) for p in running] == [0, 0], (toy.folder / "slept.txt").read_text()
+    finally:
+        _end(running)
+    assert _results(out) == expected and _trainings(out) == {1: 1}
+    log = next(out.glob("*/log.txt")).read_text()
+    assert f"taken over from process {asleep} on " in log
+    assert f"another process took this cell over from process {asleep}; what it made is discarded" in log
+    assert "waiting for 1 cell that another process runs" in (toy.folder / "slept.txt").read_text()
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    until = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < until, "it does not happen"
+        time.sleep(0.005)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(6 * 3600)
 @pytest.mark.parametrize("parents", [1, 2])
 def test_two_hundred_kills_change_nothing(toy: Any, parents: int) -> None:
-    """`BENCH_KILLS` is another number; `BENCH_KILLS_REPORT` a file for what was done."""
+    """`BENCH_KILLS` and `BENCH_KILLS_SECONDS` end it earlier; `BENCH_KILLS_REPORT` is a file for what was done."""
     kills = int(os.environ.get("BENCH_KILLS", "200")) // 2
     killer = _endure(toy, kills, seed=2 + parents, parents=parents)
     if report := os.environ.get("BENCH_KILLS_REPORT"):

@@ -133,7 +133,7 @@ class RunProgress:
         """What became of the cells, how fast, and what the processes did in that time; empty before the first."""
         if not self._done:
             return []
-        wall = self._end - self._start
+        wall = max(self._end - self._start, 1e-9)
         states = ", ".join(f"{self._states[s]} {s}" for s in STATUSES if self._states[s])
         of = "" if self._done == self._total else f" of {self._total}"
         lines = [f"{self._done}{of} cells in {duration(wall)}, {3600 * self._done / wall:.0f} an hour: {states}"]

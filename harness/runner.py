@@ -73,13 +73,17 @@ class Pool:
     run: Run | None = None
     slots: dict[int, Worker] = field(default_factory=dict)
 
+    def seat(self, slot: int) -> Place:
+        """The place as the process of a slot sees it."""
+        device = self.devices[slot]
+        return replace(self.place, device=device, beside=self.devices.count(device))
+
     def start(self, slot: int) -> Worker:
         """Start a worker in a slot, replacing a dead one."""
         context = mp.get_context("spawn")
         ours, theirs = context.Pipe()
-        device = self.devices[slot]
-        place = replace(self.place, device=device, beside=self.devices.count(device))
-        process = context.Process(target=_serve, args=(theirs, place, self.run), daemon=True, name=f"bench-{slot}")
+        args = (theirs, self.seat(slot), self.run)
+        process = context.Process(target=_serve, args=args, daemon=True, name=f"bench-{slot}")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS deterministic; before CUDA
         with one_thread(), deaf_to_ctrl_c():
             process.start()
@@ -189,13 +193,11 @@ def _memory_notes(cells: list[Cell], records: list[RunRecord], estimates: Estima
     """What other cells needed that are like those for which memory did not suffice."""
     hungry = {r.eval_id for r in records if r.status == "oom"}
     now = Estimates(records if hungry else ())
-    notes: dict[str, None] = {}
+    found = {}
     for cell in cells:
         if cell.eval_id in hungry and (peak := now.measured(cell) or estimates.measured(cell)) is not None:
-            notes[f"memory: other cells of {cell.model_label} on {cell.dataset} needed up to {peak / 1024:.1f} GB"] = (
-                None
-            )
-    return [*notes]
+            found[cell.model_label, cell.dataset] = peak / 1024
+    return [f"memory: other cells of {model} on {data} needed up to {gb:.1f} GB" for (model, data), gb in found.items()]
 
 
 def _prepare_all(cells: list[Cell], pool: Pool, console: Console) -> dict[Shared, str]:
@@ -309,7 +311,7 @@ def _collect(pool: Pool, progress: RunProgress) -> Iterator[tuple[int, RunRecord
             oom &= worker.process.exitcode == -9
             reason = f"its worker process died ({cause_of_death(worker.process, oom)})"
             if oom:
-                reason += f"; {remedy(worker.cell)}"
+                reason += f"; {remedy(worker.cell, pool.seat(slot))}"
             yield slot, _ended(pool, slot, "oom" if oom else "error", reason, progress)
             pool.start(slot)
         elif message[0] == "started":

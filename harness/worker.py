@@ -321,7 +321,7 @@ def _record(cell: Cell, status: str, message: str) -> RunRecord:
 
 def _out_of_memory(cell: Cell, place: Place, error: BaseException) -> RunRecord:
     trained = (cell.folder(place.out) / "train.json").is_file()
-    return _record(cell, "oom", memory_sentence(cell, str(error), place.device, training=not trained))
+    return _record(cell, "oom", memory_sentence(cell, str(error), place, training=not trained))
 
 
 def _store(record: RunRecord, cell: Cell, place: Place, lease: Lease) -> RunRecord:

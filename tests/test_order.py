@@ -135,17 +135,22 @@ def test_memory_is_that_of_finished_cells_or_a_guess_by_size() -> None:
 
 
 def test_the_remedy_of_too_little_memory_is_for_all_losses() -> None:
-    cell = make(train=TRAIN | {"batch": 6})
+    cell, alone = make(train=TRAIN | {"batch": 6}), Place(Path("runs"), None, "cuda:1")
     text = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 1 has a total capacity of 139.81 GiB of which ..."
-    assert memory_sentence(cell, text, "cuda:1") == (
-        "out of memory: tried to allocate 2.50 GiB on cuda:1; the same for all losses: `train: {accumulate: 2}` (3 of "
+    assert memory_sentence(cell, text, alone) == (
+        "out of memory: tried to allocate 2.5 GiB on cuda:1; the same for all losses: `train: {accumulate: 2}` (3 of "
         "the batch's 6 samples at once instead of 6), or a smaller `batch`"
-    ).replace("2.50", "2.5")
+    )
+    said = memory_sentence(cell, text, replace(alone, beside=2))
+    assert "on cuda:1; 2 cells share it, so fewer at once (--per-device), or, the same for all losses: `train" in said
     cpu = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000000 bytes. Error"
-    assert memory_sentence(cell, cpu, "cpu").startswith("out of memory: tried to allocate 3.64 TiB on cpu; ")
-    assert "accumulate" not in memory_sentence(cell, cpu, "cpu", training=False)
-    assert "accumulate: 3" in remedy(make(train=TRAIN | {"batch": 6, "accumulate": 2}))
-    assert "accumulate" not in remedy(make(train=TRAIN | {"batch": 1})) and "size" in remedy(make(train={"batch": 1}))
+    place = Place(Path("runs"), None)
+    assert memory_sentence(cell, cpu, place).startswith("out of memory: tried to allocate 3.64 TiB on cpu; ")
+    said = memory_sentence(cell, cpu, replace(place, beside=4), training=False)
+    assert "accumulate" not in said and said.endswith("4 cells share it, so fewer at once (--workers)")
+    assert "accumulate: 3" in remedy(make(train=TRAIN | {"batch": 6, "accumulate": 2}), place)
+    smallest = remedy(make(train=TRAIN | {"batch": 1}), place)
+    assert "accumulate" not in smallest and "a smaller `size`" in smallest
 
 
 def test_time_left_counts_work_and_not_cells(monkeypatch: pytest.MonkeyPatch) -> None:

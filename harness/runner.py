@@ -258,11 +258,14 @@ def _dispatch(
     look = 0.0
     while queue or busy or waiting:
         if waiting and not queue and time.monotonic() > look:
-            free = [c for c in waiting if not claims.held(c.folder(pool.place.out))]
-            for one in free:
-                queue.add(one)
-            waiting = [c for c in waiting if c not in free]
-            progress.waiting(0 if busy or free else len(waiting))
+            still = []
+            for one in waiting:
+                if claims.held(one.folder(pool.place.out)):
+                    still.append(one)
+                else:
+                    queue.add(one)
+            waiting = still
+            progress.waiting(0 if busy or queue else len(waiting))
             look = time.monotonic() + LOOK_SECONDS
         for slot in range(len(pool.devices)):
             while slot not in busy:

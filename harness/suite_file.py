@@ -151,7 +151,7 @@ class Train(Strict):
         if self.batch % self.accumulate:
             raise ValueError(
                 f"accumulate: {self.accumulate} does not divide the batch of {self.batch}; expected one of "
-                f"{', '.join(str(n) for n in range(1, self.batch + 1) if self.batch % n == 0)}"
+                f"{', '.join(str(n) for n in range(1, min(self.batch, 1024) + 1) if self.batch % n == 0)}"
             )
         return self
 

@@ -31,11 +31,13 @@ from harness.data.manifest import load_manifest
 from harness.data.phantoms import is_phantom
 from harness.errors import BenchError
 from harness.estimates import Estimates
+from harness.follow import Follow
 from harness.order import Queue
 from harness.plan import Entry
 from harness.processes import cause_of_death, deaf_to_ctrl_c, one_thread, oom_kills
 from harness.progress import RunProgress
 from harness.records import RunRecord
+from harness.seeds import TUNING_SEED
 
 Case = tuple[str, str, str, bool, str]  # manifest, case, view, whether of the phantom, training cases if they matter
 Run = Callable[..., RunRecord]  # as harness.worker.run_cell
@@ -145,6 +147,7 @@ def run_cells(
     fail_fast: bool = False,
     estimates: Estimates | None = None,
     run: Run | None = None,
+    follow: Follow | None = None,
 ) -> list[RunRecord]:
     """Run cells on local worker processes.
 
@@ -153,9 +156,10 @@ def run_cells(
         place: Results folder and data root.
         devices: The device of each process: "cpu" (one thread) or "cuda:N", which several may share.
         console: For progress.
-        fail_fast: Start nothing more after the first cell that failed.
+        fail_fast: Start nothing more after the first cell that failed; a trial that failed is an answer.
         estimates: What finished cells tell of the time of these.
         run: What a process runs a cell with instead of `harness.worker.run_cell`; for measurements and tests.
+        follow: Cells that join the queue while others end.
 
     Returns:
         The records of all cells that were started.
@@ -166,20 +170,23 @@ def run_cells(
     cells = [e.cell for e in entries]
     fresh = {e.cell.eval_id for e in entries if not e.todo}  # finished ones that were asked for again
     estimates = estimates or Estimates(())
-    pool = Pool(place, [*devices[: max(1, len(cells))]], run)
+    follow = follow or Follow(lambda cell, record: ())
+    pool = Pool(place, [*devices[: max(1, len(cells) + follow.total)]], run)
     records: list[RunRecord] = []
     clean = False
-    work = sum(estimates.weight(c) for c in cells)
+    known = [estimates.weight(c) for c in (*cells, *follow.later)]
+    work = sum(known) * (len(cells) + follow.total) / max(1, len(known))  # of trials only the number is known
     progress = RunProgress(
-        len(cells), console, len(pool.devices), work=work, seconds=estimates.known > 0, out=place.out
+        len(cells) + follow.total, console, len(pool.devices), work=work, seconds=estimates.known > 0, out=place.out
     )
     try:
-        faults = _prepare_all(cells, pool, console)
+        faults = _prepare_all([*cells, *follow.later], pool, console)
         progress.prepared()
+        queue = Queue(cells, estimates.weight)
         with progress:
-            for record in _dispatch(Queue(cells, estimates.weight), fresh, pool, progress, faults, estimates):
+            for record in _dispatch(queue, fresh, pool, progress, faults, estimates, follow):
                 records.append(record)
-                if fail_fast and record.status in FAILED:
+                if fail_fast and record.status in FAILED and record.cell["seed"] != TUNING_SEED:
                     break
         clean = True
     finally:
@@ -251,6 +258,7 @@ def _dispatch(
     progress: RunProgress,
     faults: dict[Shared, str],
     estimates: Estimates,
+    follow: Follow,
 ) -> Iterator[RunRecord]:
     busy: dict[int, Cell] = {}
     held: dict[int, Hashable] = {}  # the training set that each process keeps from its last cell
@@ -276,20 +284,29 @@ def _dispatch(
                 weight = estimates.weight(cell)
                 if (fault := faults.get(_shared(cell))) and not cell.skip:
                     progress.started(slot, cell.title, weight)
-                    queue.done(cell)
-                    yield _finish(cell, slot, _failed(cell, pool.place, "error", fault), progress)
+                    record = _finish(cell, slot, _failed(cell, pool.place, "error", fault), progress)
+                    _ended_in(queue, cell, record, follow)
+                    yield record
                     continue
                 _begin(pool, slot, cell, cell.eval_id in fresh)
                 progress.started(slot, cell.title, weight)
                 busy[slot], held[slot] = cell, queue.group(cell)
         for slot, record in _collect(pool, progress):
             ended = busy.pop(slot, None)
-            if ended is not None:
-                queue.done(ended)
             if ended is not None and claims.is_held(record):
+                queue.done(ended)
                 waiting.append(ended)
-            else:
-                yield record
+                continue
+            if ended is not None:
+                _ended_in(queue, ended, record, follow)
+            yield record
+
+
+def _ended_in(queue: Queue, cell: Cell, record: RunRecord, follow: Follow) -> None:
+    """A cell of the queue has ended: others may join it."""
+    queue.done(cell)
+    for joining in follow(cell, record):
+        queue.add(joining)
 
 
 def _begin(pool: Pool, slot: int, cell: Cell, fresh: bool) -> None:

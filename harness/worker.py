@@ -11,7 +11,7 @@ import resource
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,6 +29,7 @@ from harness.data.manifest import Manifest, load_manifest
 from harness.data.prepare import prepare
 from harness.errors import BenchError
 from harness.evaluation import evaluate_cell, validator
+from harness.fused import train, train_one
 from harness.loss_scores import loss_scores
 from harness.losses.build import build_loss
 from harness.losses.prepared import prepare_loss
@@ -41,6 +42,8 @@ from harness.seeds import seed_of
 from harness.train import Hooks, Stopped, Trainer
 
 Report = Callable[[int, int, float], None]
+# From a cell to its record, with a pause: a trainer comes out, and goes on when that has trained.
+Course = Generator[Trainer, None, RunRecord]
 
 
 def run_cell(
@@ -56,6 +59,74 @@ def run_cell(
     Never raises for what a cell can do wrong: the record says it. A finished cell is returned as it is, an unfinished
     one continues from its checkpoint; `fresh` forgets what is there, when the cell's turn has come.
     """
+    course = _course(cell, place, cases or Cases(place), report, stop, fresh)
+    ended: Exception | None = None
+    try:
+        train_one(next(course))
+    except StopIteration as done:
+        record: RunRecord = done.value
+        return record
+    except Exception as error:
+        ended = error
+    return _record_of(course, ended)
+
+
+def run_group(
+    cells: Sequence[Cell],
+    place: Place,
+    cases: Cases | None = None,
+    report: Report = lambda done, total, loss: None,
+    stop: Callable[[], bool] = lambda: False,
+    fresh: frozenset[str] = frozenset(),
+) -> Iterator[RunRecord]:
+    """Train cells that differ only in their loss as one (`harness.fused`), and evaluate each; as `run_cell` otherwise.
+
+    Args:
+        cells: The cells, of distinct trainings.
+        place: As in `run_cell`.
+        cases: As in `run_cell`.
+        report: Told of the group's progress, once for all cells.
+        stop: As in `run_cell`.
+        fresh: `eval_id` of the cells for which what is there is forgotten.
+
+    Yields:
+        The record of every cell, as it is made.
+    """
+    cases, told = cases or Cases(place), -1
+
+    def once(done: int, total: int, loss: float) -> None:
+        nonlocal told
+        if done > told:
+            told = done
+            report(done, total, loss)
+
+    courses: dict[Trainer, Course] = {}
+    with contextlib.ExitStack() as stack:
+        for cell in cells:
+            course = _course(cell, place, cases, once, stop, cell.eval_id in fresh)
+            stack.callback(course.close)  # gives its claim back, whatever happens to the others
+            try:
+                courses[next(course)] = course
+            except StopIteration as ended:
+                yield ended.value
+        for trainer, error in train([*courses], lambda t, text: log(t.cell.folder(place.out), text)):
+            yield _record_of(courses.pop(trainer), error)
+
+
+def _record_of(course: Course, error: Exception | None) -> RunRecord:
+    """Let a cell go on that has trained, or whose training ended with an exception."""
+    try:
+        if error is None:
+            next(course)
+        else:
+            course.throw(error)
+    except StopIteration as ended:
+        record: RunRecord = ended.value
+        return record
+    raise RuntimeError("a cell trains once")
+
+
+def _course(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callable[[], bool], fresh: bool) -> Course:
     folder = cell.eval_folder(place.out)
     with contextlib.ExitStack() as stack:
         try:
@@ -73,7 +144,7 @@ def run_cell(
         for left in folder.parent.glob(".*.??????*"):  # temporary files of a process that was killed
             left.unlink(missing_ok=True)
         try:
-            record = _run(cell, place, cases or Cases(place), report, stop)
+            record = yield from _run(cell, place, cases, report, stop)
         except Stopped:
             record = _record(cell, "interrupted", "stopped before its end; the same command continues it")
         except BenchError as error:
@@ -93,7 +164,7 @@ def run_cell(
         return _store(record, cell, place)
 
 
-def _run(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callable[[], bool]) -> RunRecord:
+def _run(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callable[[], bool]) -> Course:
     if cell.skip:
         return _record(cell, "skip", cell.skip)
     losses = [(cell.loss, cell.loss_digest), *((one["loss"], one["digest"]) for one in cell.scored_by.values())]
@@ -113,7 +184,7 @@ def _run(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callable[
     else:
         if cell.init_path is not None:
             load_initial(model, Path(cell.init_path), cell.model["init"])
-        record = _train(cell, place, cases, manifest, model, report, stop)
+        record = yield from _train(cell, place, cases, manifest, model, report, stop)
         record.write(trained)
         (folder / "checkpoint.pt").unlink(missing_ok=True)
     if record.status != "ok":
@@ -163,7 +234,7 @@ def _train(
     model: torch.nn.Module,
     report: Report,
     stop: Callable[[], bool],
-) -> RunRecord:
+) -> Course:
     folder, device = cell.folder(place.out), torch.device(place.device)
     data, labels, counted = cases.train_set(cell, manifest)
     classes = manifest.num_classes
@@ -198,10 +269,11 @@ def _train(
         told["labels"] = json.dumps(cases.changed, sort_keys=True)
         log(folder, f"labels degraded ({title_of(cell.data['labels'])}): {told['labels']}")
     try:
-        state = trainer.run()
+        yield trainer
     except Stopped:
         log(folder, f"stopped at step {trainer.progress.step} of {trainer.steps}, checkpoint written")
         raise
+    state = trainer.progress
     columns = list(dict.fromkeys(key for row in state.curve for key in row))
     write_rows(folder / "curve.csv", columns, state.curve)
     if not state.diverged and not all(bool(torch.isfinite(v).all()) for v in model.state_dict().values()):
@@ -224,7 +296,7 @@ def _train(
         fingerprints=state.fingerprints | {"train_data": cases.fingerprint} | told,
         weights=digest(model),
         cost=cost,
-        environment=_environment(device),
+        environment=_environment(device) | trainer.engine,
         checks=checked,
     )
 

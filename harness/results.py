@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import __version__
 from harness.cell import ENGINE, PROFILE, Place
+from harness.engine import engine_notes
 from harness.metrics.table import ENGINES, LOSS, PROFILES, check_profiles, metric_of
 from harness.panels import panels
 from harness.plan import Entry
@@ -119,6 +120,7 @@ def notes_of(suite: Suite, entries: Sequence[Entry], reports: Path, damaged: Seq
         *_places(entries, reports),
         *_measured(suite),
         *_other_data(entries),
+        *engine_notes(entries),
         *_checks(entries),
     ]
 

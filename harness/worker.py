@@ -438,8 +438,13 @@ def worker_main(connection: Connection, place: Place, run: Callable[..., RunReco
                 except OSError:  # the parent is gone: keep the checkpoint and end
                     stopping = True
 
-            cell, fresh = payload
             connection.send(("started", None))
+            if task == "group":
+                cells, again = payload
+                for record in run_group(cells, place, cases, report, lambda: stopping, again):
+                    connection.send(("record", record))
+                continue
+            cell, fresh = payload
             record = run(cell, place, cases, report, lambda: stopping, fresh)
             connection.send(("record", record))
 

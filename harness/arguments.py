@@ -71,6 +71,9 @@ def parser_of(act: Mapping[str, Verb]) -> argparse.ArgumentParser:
     ranking = verbs.add_parser("rank", help="say where a loss stands among the measured losses of a suite")
     add_rank_arguments(ranking, _root())
     ranking.set_defaults(verb=act["rank"])
+    clean = verbs.add_parser("clean", help="list what of the results no plan asks for, and remove it with --yes")
+    _clean_arguments(clean)
+    clean.set_defaults(verb=act["clean"])
     listing = verbs.add_parser("list", help="list losses, models, metrics, profiles, engines, data sets or suites")
     listing.add_argument("kind", choices=tuple(LISTS))
     listing.add_argument("--json", action="store_true", help="print as JSON")
@@ -135,6 +138,23 @@ def _suite_arguments(parser: argparse.ArgumentParser) -> None:
         help="only cells whose loss, model, dataset, seed or fold matches",
     )
     parser.add_argument("--quick", action="store_true", help="a small form of the suite on the phantom, in minutes")
+
+
+def _clean_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "List checkpoints of trainings that ended, temporary files of killed processes and stale results, with sizes; "
+        "--yes removes them. Name all suites that share the folder of results."
+    )
+    parser.add_argument("suites", nargs="+", metavar="SUITE", help="a suite file, or the name of one that ships")
+    parser.add_argument("--data", type=Path, default=_root(), metavar="DIR", help="folder of data sets (or BENCH_DATA)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of results (default: runs)"
+    )
+    parser.add_argument("--quick", action="store_true", help="the results of the suites' small forms")
+    parser.add_argument("--orphans", action="store_true", help="also results of these suites that no cell of them has")
+    parser.add_argument("--cache", action="store_true", help="also preprocessed cases; they are made again when needed")
+    parser.add_argument("--yes", action="store_true", help="remove what is listed")
+    parser.add_argument("--json", action="store_true", help="print the list as JSON")
 
 
 def _score_arguments(parser: argparse.ArgumentParser, verb: Verb) -> None:

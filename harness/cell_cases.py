@@ -72,7 +72,7 @@ class Cases:
         """
         parts = (cell.data["digest"], cell.data["train"], cell.data["view"], cell.train["augment"])
         labels = cell.data["labels"]
-        drawn = () if labels == CLEAN else (labels, cell.seed)
+        drawn = () if labels == CLEAN else (labels, cell.seed if cell.repeats_differ else None)
         key = repr((cell.manifest_path, cell.quick, *parts, *drawn))
         if self._train is None or key != self._key:
             self._train = None

@@ -7,7 +7,7 @@ import re
 import time
 from pathlib import Path
 
-from harness.cell import Cell
+from harness.cell import Cell, Place
 
 LOG = "log.txt"
 # "Tried to allocate 2.50 GiB" (CUDA), "you tried to allocate 40000 bytes" (torch on a CPU),
@@ -21,33 +21,41 @@ def log(folder: Path, text: str) -> None:
         stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
 
-def memory_sentence(cell: Cell, text: str, device: str, training: bool = True) -> str:
+def memory_sentence(cell: Cell, text: str, place: Place, training: bool = True) -> str:
     """The message of a cell that ran out of memory.
 
     Args:
         cell: The cell.
         text: Of the error that the allocator raised.
-        device: Where it ran.
+        place: Where it ran, and beside how many others.
         training: Whether it was being trained, and not evaluated.
     """
     found = _ASKED.search(text)
-    asked = f"tried to allocate {_size(float(found[1]), found[2])} on {device}" if found else f"on {device}"
+    asked = f"tried to allocate {_size(float(found[1]), found[2])} on {place.device}" if found else f"on {place.device}"
     if not training:
-        return f"out of memory: {asked}, in the evaluation; the training is kept"
-    return f"out of memory: {asked}; {remedy(cell)}"
+        return f"out of memory: {asked}, in the evaluation; the training is kept{_fewer(place, '; ')}"
+    return f"out of memory: {asked}; {remedy(cell, place)}"
 
 
-def remedy(cell: Cell) -> str:
-    """What a suite can change so that its cells take less memory, the same for all losses."""
-    train = cell.train
+def remedy(cell: Cell, place: Place) -> str:
+    """What helps cells that lack memory: fewer at once, or less for each, the same for all losses."""
+    fewer, train = _fewer(place), cell.train
     batch, parts = int(train["batch"]), int(train.get("accumulate", 1))
     more = next((n for n in range(parts + 1, batch + 1) if batch % n == 0), None)
     if more is None:
-        return "the same for all losses: a smaller `size` of slices or patches, or a smaller model"
+        return f"{fewer}the same for all losses: a smaller `size` of slices or patches, or a smaller model"
     return (
-        f"the same for all losses: `train: {{accumulate: {more}}}` ({batch // more} of the batch's {batch} samples at "
-        f"once instead of {batch // parts}), or a smaller `batch`"
+        f"{fewer}the same for all losses: `train: {{accumulate: {more}}}` ({batch // more} of the batch's {batch} "
+        f"samples at once instead of {batch // parts}), or a smaller `batch`"
     )
+
+
+def _fewer(place: Place, before: str = "") -> str:
+    """What to do where several cells share a device."""
+    if place.beside == 1:
+        return ""
+    flag = "--workers" if place.device == "cpu" else "--per-device"
+    return f"{before}{place.beside} cells share it, so fewer at once ({flag})" + ("" if before else ", or, ")
 
 
 def _size(number: float, unit: str) -> str:

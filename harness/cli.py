@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.arguments import Verb, parser_of
-from harness.errors import BenchError
+from harness.errors import BenchError, sentence
 from harness.listing import LISTS
 from harness.printing import json_alone, print_json
 from harness.processes import writable
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with json_alone() if getattr(args, "json", False) else nullcontext():
             return int(args.verb(args))
     except BenchError as error:
-        print(f"bench: {error}", file=sys.stderr)
+        print(f"bench: {sentence(error)}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -345,6 +345,13 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
+def _clean(args: argparse.Namespace) -> int:
+    from harness.api import load_suite
+    from harness.clean import clean_command
+
+    return clean_command(args, [load_suite(path, args.quick, args.data) for path in args.suites])
+
+
 def _rank(args: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from harness.ranking.command import rank_command
@@ -411,6 +418,7 @@ VERBS: dict[str, Verb] = {
     "plan": _plan,
     "report": _report,
     "rank": _rank,
+    "clean": _clean,
     "list": _list,
     "check": _check,
     "new": _new,

@@ -1,4 +1,10 @@
-"""The one exception that a user's input can cause."""
+"""The one exception that a user's input can cause, and how it is printed."""
+
+from __future__ import annotations
+
+import re
+
+_LONGEST = 300  # of a word that is printed whole; a path is one
 
 
 class BenchError(Exception):
@@ -6,3 +12,9 @@ class BenchError(Exception):
 
     The command line prints the sentence without a traceback and exits with code 2.
     """
+
+
+def sentence(error: BenchError) -> str:
+    """An error as it is printed: on one line, and an endless word that stood in a file shortened."""
+    line = " ".join(str(error).splitlines())
+    return re.sub(rf"\S{{{_LONGEST},}}", lambda word: f"{word[0][: _LONGEST // 2]}…{word[0][-_LONGEST // 3 :]}", line)

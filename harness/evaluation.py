@@ -96,7 +96,8 @@ def evaluate_cell(
     manifest: Manifest,
     model: torch.nn.Module,
     losses: LossScores | None = None,
-) -> tuple[float, str]:
+    folder: Path | None = None,
+) -> tuple[float, str, str]:
     """Predict and measure the test cases; writes cases.csv and the masks.
 
     Args:
@@ -106,13 +107,15 @@ def evaluate_cell(
         manifest: The data set.
         model: The trained network, on its device.
         losses: What the metrics `loss:NAME` are measured with.
+        folder: Where to write; the cell's own by default.
 
     Returns:
-        Seconds it took, and the digest of the references.
+        Seconds it took, the digest of the references, and the SHA-256 of cases.csv.
     """
     began = time.monotonic()
-    masks = cell.eval_folder(place.out) / "masks"
-    masks.mkdir(exist_ok=True)
+    folder = folder or cell.eval_folder(place.out)
+    masks = folder / "masks"
+    masks.mkdir(parents=True, exist_ok=True)
     model.eval()
     device = torch.device(place.device)
     rows: list[dict[str, Any]] = []
@@ -123,8 +126,8 @@ def evaluate_cell(
         tested.append(case)
         rows += scored
         _write_mask(masks / f"{name}.nii.gz", prediction, case)
-    write_rows(cell.eval_folder(place.out) / "cases.csv", CASE_COLUMNS, rows)
-    return time.monotonic() - began, fingerprint(case.reference for case in tested)
+    table = write_rows(folder / "cases.csv", CASE_COLUMNS, rows)
+    return time.monotonic() - began, fingerprint(case.reference for case in tested), table
 
 
 def _write_mask(path: Path, prediction: Any, case: Prepared) -> None:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from harness.data.augment import Batch
 from harness.losses.needs import MODEL_NEEDS
 from harness.models.output import Output
 from harness.train import Stopped, Trainer, training_loop
@@ -180,13 +181,15 @@ class Group:
 
     def pause(self) -> None:
         """All write their checkpoints at the same step, so that they continue together."""
-        stop = any([m.hooks.stop() for m in self.alive])
-        if stop or self.alive[0].due():
-            for member in list(self.alive):
-                with self._guard(member):
-                    member.keep()
-        if stop:
+        asked = [m for m in self.alive if m.hooks.stop()]
+        everyone = len(asked) == len(self.alive)
+        for member in list(self.alive if everyone or self.alive[0].due() else asked):
+            with self._guard(member):
+                member.keep()
+        if everyone:
             raise Stopped
+        for member in asked:  # the others go on
+            self.failed.setdefault(member, Stopped())
 
     def step(self) -> None:
         """One step of every cell."""
@@ -211,36 +214,43 @@ class Group:
     def _step(self) -> None:
         lead = self.alive[0]
         batch = lead.draw()
+        found: dict[Trainer, dict[str, Tensor]] = {member: {} for member in self.alive}
+        for member in self.alive:
+            member.optimizer.zero_grad(set_to_none=True)
+        for number, part in enumerate(batch.parts(lead.accumulate)):
+            self._learn(part, number, found)
+        for member in self.alive:
+            if member not in self.failed:
+                with self._guard(member):
+                    member.update(found[member])
+
+    def _learn(self, batch: Batch, number: int, found: dict[Trainer, dict[str, Tensor]]) -> None:
+        """Add the gradients of a part of a batch."""
+        lead = self.alive[0]
         with lead.precision():
             given = self._pass(batch.image.contiguous(), self._buffers)
         chance = _state(lead.device)
-        found: dict[Trainer, dict[str, Tensor]] = {}
         slopes: dict[str, Tensor] = {}
         for k, member in enumerate(self.alive):
+            if member in self.failed:
+                continue
             with self._guard(member):
                 _restore(chance, member.device)  # a loss that draws, draws as it would alone
                 leaves = {name: v[k].detach().requires_grad_(v.requires_grad) for name, v in given.items()}
-                member.optimizer.zero_grad(set_to_none=True)
-                terms = member.terms(_output(leaves, self._head(member)), batch)
-                torch.autograd.backward(terms["loss"])
+                member.learn(_output(leaves, self._head(member)), batch, number, found[member])
                 for name, leaf in leaves.items():
                     if leaf.grad is not None:
                         slopes.setdefault(name, torch.zeros_like(given[name]))[k] = leaf.grad
-                found[member] = {name: value.detach() for name, value in terms.items()}
         if not slopes:
             return
         learning = [w for w in self._weights.values() if w.requires_grad]
         outputs = [given[name] for name in slopes]
         gradients = torch.autograd.grad(outputs, learning, list(slopes.values()), allow_unused=True)
-        for k, (member, parts) in enumerate(zip(self.alive, self._parts, strict=True)):
-            if member not in found:
-                continue
-            with self._guard(member):
-                for parameter, gradient in zip(parts, gradients, strict=True):
-                    if gradient is not None:  # a loss that calls the head itself has left a part of it there
-                        own = gradient[k]
-                        parameter.grad = own if parameter.grad is None else parameter.grad + own
-                member.update(found[member])
+        for k, parts in enumerate(self._parts):
+            for parameter, gradient in zip(parts, gradients, strict=True):
+                if gradient is not None:  # a loss that calls the head itself has left a part of it there
+                    own = gradient[k]
+                    parameter.grad = own if parameter.grad is None else parameter.grad + own
 
     def end_epoch(self, epoch: int) -> None:
         """Each ends its epoch; those that diverged or are through leave."""

@@ -15,6 +15,8 @@ from harness.losses.needs import FACTS, check_needs
 from harness.resolve import Found, locate
 from harness.yamlfile import KeyPath, YamlFile, nearest
 
+MOST_LOSSES = 2_000  # of a suite, sweeps and subsets expanded
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -58,6 +60,8 @@ def expand_arguments(name: str, args: dict[str, Any], file: YamlFile, where: Key
             axes.append([(str(key), v) for v in values])
         else:
             axes.append([(str(key), value)])
+    if math.prod(len(axis) for axis in axes) > MOST_LOSSES:
+        raise file.error(where, f"the sweeps make more than {MOST_LOSSES:,} combinations; split the suite.")
     return [Choice(name, _plain(dict(pairs), file, where)) for pairs in itertools.product(*axes)]
 
 
@@ -102,6 +106,8 @@ def expand_losses(entries: list[Any], rule: dict[str, Any] | None, file: YamlFil
             if any(choice.spec == other.spec for other in out):
                 raise file.error(("losses", i), f"the loss {choice.label!r} stands here a second time; keep one.")
             out.append(choice)
+            if len(out) > MOST_LOSSES:
+                raise file.error(("losses", i), f"more than {MOST_LOSSES:,} losses; split the suite.")
     named = [c.choice for c in out if c.choice is not None]
     short = [replace(c, label=label_of(c.choice, named)) if c.choice is not None else c for c in out]
     labels = [c.label for c in short]
@@ -148,7 +154,9 @@ def plain_losses(name: str, args: dict[str, Any], file: YamlFile, where: KeyPath
     for choice in expand_arguments(name, args, file, where):
         wrong = found.check_arguments(choice.args, frozenset(FACTS))
         if wrong:
-            key = next((k for k in choice.args if wrong.startswith(f"unknown argument {k!r}")), None)
+            key = next(
+                (k for k in choice.args if wrong.startswith((f"unknown argument {k!r}", f"argument {k!r}:"))), None
+            )
             raise file.error((*where, key) if key else where, wrong)
         yield LossChoice(_spec(found, choice), label_of(choice), found.digest, frozenset(needs), choice)
 
@@ -192,6 +200,8 @@ def _subsets(args: Any, file: YamlFile, where: KeyPath) -> Iterator[LossChoice]:
         raise file.error(where, "`always` and `of` are lists of losses, and `of` has at least one.")
     fixed = [c for i, e in enumerate(always) for c in _expand(e, file, (*where, "always", i))]
     free = [c for i, e in enumerate(of) for c in _expand(e, file, (*where, "of", i))]
+    if 2 ** len(free) > MOST_LOSSES:
+        raise file.error(where, f"{len(free)} parts have more than {MOST_LOSSES:,} subsets; split the suite.")
     for size in range(len(free) + 1):
         for chosen in itertools.combinations(free, size):
             parts = [*fixed, *chosen]

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.cell import Cell, Place
+from harness.data.conditions import Setting
 from harness.errors import BenchError
 from harness.metrics.table import metric_of
 from harness.panels import panels
 from harness.plan import Entry
-from harness.results import NOTICE, STAMP, about_of, folder_of, notes_of
+from harness.results import NOTICE, STAMP, about_of, folder_of, notes_of, settings_in, voxels_of
 from harness.rows import frames
 from harness.store import Home
 from harness.suite import Suite
@@ -89,10 +90,11 @@ def _names(planned: Planned) -> tuple[dict[tuple[str, str], str], list[str]]:
 
 def _difference(cells: Sequence[Cell]) -> str:
     """What keeps the cells of one data set apart, or nothing."""
-    seen: dict[tuple[str, Any], tuple[Cell, dict[str, str]]] = {}
+    seen: dict[tuple[str, Any, Any], tuple[Cell, dict[str, str]]] = {}
     trained: dict[str, str] = {}
     for cell in cells:
         split, fold = cell.data["split"], cell.data["fold"]
+        repeat = cell.seed if "patients" in cell.data else None  # each repeat then has cases of its own
         settings = {
             **{f"data.{k}": _text(v) for k, v in cell.data.items()},
             **{f"train.{k}": _text(v) for k, v in cell.train.items()},
@@ -100,7 +102,7 @@ def _difference(cells: Sequence[Cell]) -> str:
             "engine": cell.engine,
             "quick": str(cell.quick),
         }
-        _, first = seen.setdefault((split, fold), (cell, settings))
+        _, first = seen.setdefault((split, fold, repeat), (cell, settings))
         for key in (*settings, *first):
             if settings.get(key) != first.get(key):
                 values = f" ({first.get(key, 'not set')} and {settings.get(key, 'not set')})"
@@ -164,12 +166,8 @@ def report_merged(
         about=_about(name, planned, merged, notes, reports),
         panels=shown,
         pooled=list(dict.fromkeys(m for s, _ in planned for m in s.spec.metrics if metric_of(m)[0].scope == "dataset")),
-        voxels=[
-            merged.names[s.name, m.name]
-            for s, _ in planned
-            for m in s.manifests.values()
-            if m.spec.spacing == "unknown" and (s.name, m.name) in merged.names
-        ],
+        voxels=[merged.names[s.name, d] for s, _ in planned for d in voxels_of(s) if (s.name, d) in merged.names],
+        settings=_settings(planned, merged),
         ranking=Ranking(tuple(first.spec.rank.by), first.spec.rank.baseline, first.spec.rank.rope),
         published=published.pop() if len(published) == 1 else None,
         specs={c.loss_label: c.loss for s, _ in planned for c in s.cells},
@@ -191,6 +189,16 @@ def _check_name(name: str, planned: Planned, reports: Path) -> None:
 
 def _layout(planned: Planned) -> list[str]:
     return list(dict.fromkeys(x for s, _ in planned for x in s.spec.report.layout))
+
+
+def _settings(planned: Planned, merged: Merged) -> dict[str, Setting]:
+    """The settings by their names in the report; of a data set that stands once for each suite, each on its own."""
+    found: dict[str, Setting] = {}
+    for suite, entries in planned:
+        for name, setting in settings_in(suite, [e.cell for e in entries]).items():
+            base = merged.names.get((suite.name, setting.base), setting.base)
+            found[merged.names[suite.name, name]] = replace(setting, base=base)
+    return found
 
 
 def _panels(

@@ -83,7 +83,8 @@ class Queue:
 
     def group(self, cell: Cell) -> Hashable:
         """What decides a training set; cells of a suite share these parts, so that each is written once."""
-        return cell.manifest_path, cell.quick, self._text(cell.data), self._text(cell.train["augment"])
+        repeat = cell.seed if cell.repeats_differ else None
+        return cell.manifest_path, cell.quick, self._text(cell.data), self._text(cell.train["augment"]), repeat
 
     def _text(self, part: Any) -> str:
         known = self._texts.get(id(part))

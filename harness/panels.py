@@ -47,7 +47,8 @@ def panels(
     found: list[Panel] = []
     notes: list[str] = []
     for manifest in suite.manifests.values():
-        ours = [e for e in entries if e.cell.dataset == manifest.name and e.state == "ok" and e.folder]
+        ours = [e for e in entries if e.cell.data["manifest"] == manifest.name and e.state == "ok" and e.folder]
+        ours = [e for e in ours if e.cell.dataset == ours[0].cell.dataset]  # of several settings the first
         if not ours:
             continue
         first = ours[0].cell
@@ -106,7 +107,7 @@ def _panel(manifest: Manifest, entries: Sequence[Entry], case: str, why: str, pl
         predictions[entry.cell.loss_label] = np.moveaxis(mask, axis, 0)[index]
     return Panel(
         case=f"{case}, slice {index}, {why}",
-        dataset=manifest.name,
+        dataset=entries[0].cell.dataset,
         model=entries[0].cell.model_label,
         image=_grey(manifest, volume.image, axis, index) if voxels else None,
         truth=planes[index],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -24,22 +23,24 @@ class RunProgress:
     What is left is counted in work and not in cells: a cell counts as much as it is expected to take.
 
     Args:
-        weights: What each cell is expected to take, in any unit.
+        total: Number of cells to run.
         console: Where to write.
         workers: Processes.
-        seconds: Whether the weights are seconds, so that they tell the time left before anything is done.
+        work: What all cells are expected to take, in any unit; by default each takes 1.
+        seconds: Whether that unit is seconds, so that it tells the time left before anything is done.
         out: Folder of results, to say where the log of a failed cell is.
     """
 
     def __init__(
         self,
-        weights: Sequence[float],
+        total: int,
         console: Console,
         workers: int = 1,
+        work: float | None = None,
         seconds: bool = False,
         out: Path | None = None,
     ) -> None:
-        self._total, self._work, self._console = len(weights), sum(weights), console
+        self._total, self._work, self._console = total, float(total) if work is None else work, console
         self._workers, self._seconds, self._out = workers, seconds, out
         self._done, self._worked = 0, 0.0  # cells, and what they weighed
         self._running: dict[int, tuple[float, float, float]] = {}  # slot → weight, share done, when it began
@@ -58,6 +59,7 @@ class RunProgress:
             transient=True,
         )
         self._all: TaskID | None = None
+        self._waiting = 0
         self._tasks: dict[int, TaskID] = {}
 
     def __enter__(self) -> RunProgress:
@@ -78,10 +80,10 @@ class RunProgress:
         self._began = self._line = time.monotonic()
         self._spent["preparation"] = (self._began - self._start) * self._workers
 
-    def started(self, slot: int, title: str, weight: float) -> None:
-        """A worker took a cell."""
+    def started(self, slot: int, title: str, weight: float = 1.0) -> None:
+        """A worker took a cell, which is expected to take `weight` of the work."""
         self._running[slot] = weight, 0.0, time.monotonic()
-        self._tasks[slot] = self._bars.add_task(title, total=1.0, note="loading")
+        self._tasks[slot] = self._bars.add_task(_plain(title), total=1.0, note="loading")
 
     def moved(self, slot: int, done: int, total: int, loss: float) -> None:
         """A cell finished an epoch."""
@@ -92,10 +94,23 @@ class RunProgress:
         self._bars.update(self._tasks[slot], completed=done / total, note=note)
         self._refresh()
 
+    def put_off(self, slot: int) -> tuple[float, float]:
+        """A cell goes back to where it waited; returns its weight and when it began."""
+        weight, _, began = self._running.pop(slot, (1.0, 0.0, time.monotonic()))
+        if slot in self._tasks:
+            self._bars.remove_task(self._tasks.pop(slot))
+        return weight, began
+
+    def waiting(self, count: int) -> None:
+        """Nothing is left to do but cells that another process runs."""
+        if count and count != self._waiting:
+            cells = "1 cell" if count == 1 else f"{count} cells"
+            self._console.print(f"waiting for {cells} that another process runs", highlight=False)
+        self._waiting = count
+
     def finished(self, slot: int, title: str, record: RunRecord) -> None:
         """A cell ended, well or not."""
-        weight, _, began = self._running.pop(slot)
-        self._bars.remove_task(self._tasks.pop(slot))
+        weight, began = self.put_off(slot)
         self._done += 1
         self._worked += weight
         self._states[record.status] += 1
@@ -118,7 +133,7 @@ class RunProgress:
         """What became of the cells, how fast, and what the processes did in that time; empty before the first."""
         if not self._done:
             return []
-        wall = self._end - self._start
+        wall = max(self._end - self._start, 1e-9)
         states = ", ".join(f"{self._states[s]} {s}" for s in STATUSES if self._states[s])
         of = "" if self._done == self._total else f" of {self._total}"
         lines = [f"{self._done}{of} cells in {duration(wall)}, {3600 * self._done / wall:.0f} an hour: {states}"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import hashlib
 import json
 import math
 import os
@@ -15,6 +17,9 @@ from typing import IO, Any
 from harness.errors import BenchError
 
 SCHEMA = 1
+Write = Callable[[Path, Callable[[IO[bytes]], Any]], None]  # as `write_atomic`
+UMASK = os.umask(0o077)  # the only way to ask for it; once, as it is of the whole process
+os.umask(UMASK)
 STATUSES = ("ok", "diverged", "oom", "timeout", "error", "interrupted", "skip")
 # These are tried again by the same command; `ok`, `diverged` and `skip` are results.
 RETRIED = ("oom", "timeout", "error", "interrupted")
@@ -41,6 +46,7 @@ class RunRecord:
         environment: Versions, device, threads, processor.
         sources: Digests of the sources of loss and model.
         checks: Certificate of each part of the loss (`harness.check`), in short.
+        files: SHA-256 of the tables that belong to it, by name: `curve.csv`, `cases.csv`. Older records have none.
     """
 
     train_id: str
@@ -55,9 +61,14 @@ class RunRecord:
     sources: dict[str, str] = field(default_factory=dict)
     checks: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
+    files: dict[str, str] = field(default_factory=dict)
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, write: Write | None = None) -> None:
         """Write as JSON, atomically.
+
+        Args:
+            path: The file.
+            write: What writes it; `write_atomic` by default.
 
         Raises:
             ValueError: A number is not finite or the status is not in the closed set.
@@ -65,7 +76,7 @@ class RunRecord:
         if self.status not in STATUSES:
             raise ValueError(f"status {self.status!r} is not one of {STATUSES}")
         text = json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
-        write_atomic(path, lambda stream: stream.write(text.encode()))
+        (write or write_atomic)(path, lambda stream: stream.write(text.encode()))
 
 
 def read_record(path: Path) -> RunRecord:
@@ -75,32 +86,81 @@ def read_record(path: Path) -> RunRecord:
         BenchError: It is damaged or of another schema.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        return _parsed(path)
+    except OSError as error:
+        raise BenchError(f"{path}: not a readable record ({error}); remove it to run the cell again.") from None
+
+
+def record_at(path: Path) -> RunRecord | None:
+    """The record of a file; None where there is none, or a damaged one.
+
+    Raises:
+        OSError: The system refuses to read it, which says nothing of its content.
+    """
+    try:
+        return _parsed(path)
+    except (BenchError, FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _parsed(path: Path) -> RunRecord:
+    try:
+        raw = json.loads(path.read_bytes().decode("utf-8"))
         record = RunRecord(**raw)
-    except (OSError, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise BenchError(f"{path}: not a readable record ({error}); remove it to run the cell again.") from None
     if record.schema != SCHEMA or record.status not in STATUSES:
         raise BenchError(f"{path}: schema {record.schema}, status {record.status!r}: not a record of this version.")
     return record
 
 
-def write_atomic(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file under a temporary name beside it, flush it to disk, rename it: whole or not there."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+def write_atomic(path: Path, write: Callable[[IO[bytes]], Any], stage: Path | None = None) -> None:
+    """Write a file under a temporary name, flush it to disk, rename it: whole or not there.
+
+    Args:
+        path: The file.
+        write: Writes its content to the stream that it is given.
+        stage: Folder of the temporary file, on the same file system; beside the file by default.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=stage or path.parent)
     try:
         with os.fdopen(handle, "wb") as stream:
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(name, 0o644)
+        os.chmod(name, 0o666 & ~UMASK)  # a temporary file is for its owner alone
         os.replace(name, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what is wrong was said already
+            Path(name).unlink(missing_ok=True)
         raise
+    sync_folder(path.parent)
 
 
-def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a CSV atomically; numbers keep all their digits, None and non-finite numbers become empty."""
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to disk, where the system offers it: a rename survives a loss of power after that."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_rows(
+    path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]], write: Write | None = None
+) -> str:
+    """Write a CSV atomically; numbers keep all their digits, None and non-finite numbers become empty.
+
+    Args:
+        path: The file.
+        columns: Its columns.
+        rows: Values by column.
+        write: What writes it; `write_atomic` by default.
+
+    Returns:
+        The SHA-256 of the file.
+    """
     import io
 
     text = io.StringIO()
@@ -108,7 +168,9 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, A
     writer.writerow(columns)
     for row in rows:
         writer.writerow([_text(row.get(c)) for c in columns])
-    write_atomic(path, lambda stream: stream.write(text.getvalue().encode()))
+    content = text.getvalue().encode()
+    (write or write_atomic)(path, lambda stream: stream.write(content))
+    return hashlib.sha256(content).hexdigest()
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

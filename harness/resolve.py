@@ -20,9 +20,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from harness.annotations import expectation, spelled_out
 from harness.errors import BenchError
 from harness.losses import LOSSES
-from harness.yamlfile import nearest
+from harness.paths import there
+from harness.yamlfile import kind_of, nearest
 
 _PACKAGE = Path(__file__).resolve().parent
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -35,6 +37,8 @@ class Param:
     name: str
     required: bool
     annotation: str
+    kind: str = ""  # the annotation with the names of its module spelled out
+    none: bool = False  # null is its default, whatever the annotation says
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,12 @@ class Found:
             if key not in known and not self.any_keyword:
                 listed = ", ".join(known) or "none"
                 return f"unknown argument {key!r}{nearest(str(key), known)}; its arguments: {listed}."
+        for param in self.params:
+            value = args.get(param.name)
+            wanted = None if value is None and param.none else expectation(param.kind, value)
+            if param.name in args and wanted:
+                shown = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else kind_of(value)
+                return f"argument {param.name!r}: expected {wanted}, found {shown[:80]}."
         missing = [p.name for p in self.params if p.required and p.name not in args and p.name not in filled]
         return f"argument {missing[0]!r} is required and has no default." if missing else None
 
@@ -92,7 +102,7 @@ def locate(name: str, table: Mapping[str, str], kind: str, base: Path, fallback:
         return _read(name, table[name])
     if ".py:" in name:
         file, _, cls = name.rpartition(":")
-        paths = [p for p in (base / file, Path(file)) if p.is_file()]
+        paths = [p for p in (base / file, Path(file)) if there(p)]
         if not paths:
             raise BenchError(f"no file {file!r} beside the suite ({base}) or in the working directory.")
         return _read(name, f"{paths[0].resolve()}:{cls}")
@@ -195,7 +205,7 @@ def _read(name: str, target: str) -> Found:
             raise BenchError(f"{name}: no module {where!r} is installed.")
         raise BenchError(f"{name}: {where} has no class {cls!r}.")
     init = _method(place, "__init__")
-    params, any_keyword = _params(init) if init else ((), False)
+    params, any_keyword = _params(init, place.module) if init else ((), False)
     forward = _method(place, "forward")
     needs: tuple[tuple[str, bool], ...] = ()
     if forward:
@@ -208,7 +218,7 @@ def _read(name: str, target: str) -> Found:
 def _source(module: str) -> Path | None:
     """The file of a module, found without importing anything."""
     if module.endswith(".py"):
-        return Path(module) if Path(module).is_file() else None
+        return Path(module) if there(Path(module)) else None
     top, *rest = module.split(".")
     try:
         spec = importlib.util.find_spec(top)
@@ -221,7 +231,7 @@ def _source(module: str) -> Path | None:
     for folder in spec.submodule_search_locations or ():
         path = Path(folder).joinpath(*rest)
         for candidate in (path.with_name(path.name + ".py"), path / "__init__.py"):
-            if candidate.is_file():
+            if there(candidate):
                 return candidate
     return None
 
@@ -286,16 +296,35 @@ def _method(place: _Place, name: str, depth: int = 0) -> _Function | None:
     return None
 
 
-def _params(node: _Function) -> tuple[tuple[Param, ...], bool]:
+def _params(node: _Function, module: str) -> tuple[tuple[Param, ...], bool]:
     spec = node.args
     plain = [*spec.posonlyargs, *spec.args][1:]
-    optional = len(spec.defaults)
-    out = [Param(a.arg, i < len(plain) - optional, _text(a.annotation)) for i, a in enumerate(plain)]
-    out += [
-        Param(a.arg, default is None, _text(a.annotation))
-        for a, default in zip(spec.kwonlyargs, spec.kw_defaults, strict=True)
-    ]
-    return tuple(out), spec.kwarg is not None
+    defaults = [*[None] * (len(plain) - len(spec.defaults)), *spec.defaults[-len(plain) or len(spec.defaults) :]]
+    pairs = [*zip(plain, defaults, strict=True), *zip(spec.kwonlyargs, spec.kw_defaults, strict=True)]
+    found = tuple(
+        Param(
+            a.arg,
+            default is None,
+            _text(a.annotation),
+            spelled_out(a.annotation, lambda name: _alias(module, name)),
+            isinstance(default, ast.Constant) and default.value is None,
+        )
+        for a, default in pairs
+    )
+    return found, spec.kwarg is not None
+
+
+def _alias(module: str, name: str, depth: int = 0) -> ast.expr | None:
+    """The type that a name of a module stands for, such as `Reduction = Literal["batch", "image"]`."""
+    path = _source(module) if depth < 4 else None
+    for node in _tree(path).body if path else ():
+        if isinstance(node, ast.ImportFrom) and any((a.asname or a.name) == name for a in node.names):
+            origin = next(a.name for a in node.names if (a.asname or a.name) == name)
+            return _alias(_absolute(node, module, path), origin, depth + 1) if path else None
+        if _assigns(node, name) and isinstance(getattr(node, "value", None), (ast.Subscript, ast.BinOp)):
+            value: ast.expr = node.value  # type: ignore[attr-defined]
+            return value
+    return None
 
 
 def _text(node: ast.expr | None) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import __version__
-from harness.cell import ENGINE, PROFILE, Place
+from harness.cell import ENGINE, PROFILE, Cell, Place
+from harness.data.conditions import Setting, settings_of
 from harness.engine import engine_notes
 from harness.metrics.table import ENGINES, LOSS, PROFILES, check_profiles, metric_of
 from harness.panels import panels
@@ -88,7 +89,8 @@ def report_suite(
         about=about_of(suite, entries, notes),
         panels=shown,
         pooled=[m for m in suite.spec.metrics if metric_of(m)[0].scope == "dataset"],
-        voxels=[m.name for m in suite.manifests.values() if m.spec.spacing == "unknown"],
+        voxels=voxels_of(suite),
+        settings=settings_in(suite, suite.cells),
         ranking=Ranking(tuple(suite.spec.rank.by), suite.spec.rank.baseline, suite.spec.rank.rope),
         published=suite.spec.report.published,
         specs={c.loss_label: c.loss for c in suite.cells},
@@ -100,6 +102,21 @@ def report_suite(
         return page, True
     write_atomic(out / STAMP, lambda stream: stream.write(json.dumps({"inputs": stamp}).encode() + b"\n"))
     return page, True
+
+
+def voxels_of(suite: Suite) -> list[str]:
+    """The data sets whose distances are in voxels, by their names in tables."""
+    unknown = {m.name for m in suite.manifests.values() if m.spec.spacing == "unknown"}
+    return list(dict.fromkeys(c.dataset for c in suite.cells if c.data["manifest"] in unknown))
+
+
+def settings_in(suite: Suite, cells: Sequence[Cell]) -> dict[str, Setting]:
+    """The settings of a suite's data sets, by their names in tables; empty where it has no axis of them."""
+    first: dict[str, dict[str, Any]] = {}
+    for cell in cells:
+        first.setdefault(cell.dataset, cell.data)
+    patients = {n: {suite.manifests[d["manifest"]].patient_of(c) for c in d["train"]} for n, d in first.items()}
+    return settings_of({name: (data, len(patients[name])) for name, data in first.items()})
 
 
 def folder_of(reports: Path, name: str, *, images: bool) -> Path:
@@ -139,17 +156,18 @@ def _places(entries: Sequence[Entry], reports: Path) -> list[str]:
 
 def _other_data(entries: Sequence[Entry]) -> list[str]:
     """A sentence for each data set whose cells were trained or scored on different content."""
-    seen: dict[tuple[str, str, int | None], dict[tuple[str, str], list[str]]] = {}
+    seen: dict[tuple[str, str, int | None, int | None], dict[tuple[str, str], list[str]]] = {}
     for entry in entries:
         if entry.record is None or "test_data" not in entry.record.fingerprints:
             continue
         cell, prints = entry.cell, entry.record.fingerprints
-        group = seen.setdefault((cell.dataset, cell.data["split"], cell.data["fold"]), {})
+        repeat = cell.seed if cell.repeats_differ else None  # then only the losses of one repeat share their data
+        group = seen.setdefault((cell.dataset, cell.data["split"], cell.data["fold"], repeat), {})
         group.setdefault((prints["train_data"], prints["test_data"]), []).append(cell.loss_label)
     return [
         f"NOT COMPARABLE: the cells of {name} were trained or scored on {len(group)} different contents of the data "
         f"({'; '.join(', '.join(dict.fromkeys(labels)) for labels in group.values())})."
-        for (name, _, _), group in seen.items()
+        for (name, *_), group in seen.items()
         if len(group) > 1
     ]
 

@@ -83,7 +83,8 @@ def _sources(entries: Sequence[Entry], name: str, home: Home | None) -> list[Sou
         train, evaluation = os.path.split(entry.folder)
         place, train_id = os.path.split(train)
         file = f"{train_id}/{evaluation}/cases.csv" if name == "cases" else f"{train_id}/curve.csv"
-        found.append(Source(f"{place}/{file}", home.key(place, file) if home else "", i))
+        digest = entry.record.files.get(os.path.basename(file), "") if entry.record else ""
+        found.append(Source(f"{place}/{file}", home.key(place, file) if home else "", i, digest))
     return found
 
 

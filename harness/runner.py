@@ -21,6 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
+from harness import claims
 from harness.cell import Cell, Place
 from harness.cell_log import log, remedy
 from harness.data.fingerprint import asks
@@ -35,13 +36,14 @@ from harness.order import Queue
 from harness.plan import Entry
 from harness.processes import cause_of_death, deaf_to_ctrl_c, one_thread, oom_kills
 from harness.progress import RunProgress
-from harness.records import RETRIED, RunRecord, read_record
+from harness.records import RunRecord
 
 Case = tuple[str, str, str, bool, str]  # manifest, case, view, whether of the phantom, training cases if they matter
 Run = Callable[..., RunRecord]  # as harness.worker.run_cell
 Shared = tuple[str, bool, int]
 Job = tuple[str, str, dict[str, Any], bool, list[str]]
 FAILED = ("error", "oom", "timeout", "diverged")  # what --fail-fast stops at
+LOOK_SECONDS = 1.0  # between looks at cells that another process runs
 START_SECONDS = 120.0  # for a new process to import torch; a cell's timeout counts from then
 
 
@@ -74,13 +76,17 @@ class Pool:
     run: Run | None = None
     slots: dict[int, Worker] = field(default_factory=dict)
 
+    def seat(self, slot: int) -> Place:
+        """The place as the process of a slot sees it."""
+        device = self.devices[slot]
+        return replace(self.place, device=device, beside=self.devices.count(device))
+
     def start(self, slot: int) -> Worker:
         """Start a worker in a slot, replacing a dead one."""
         context = mp.get_context("spawn")
         ours, theirs = context.Pipe()
-        device = self.devices[slot]
-        place = replace(self.place, device=device, beside=self.devices.count(device))
-        process = context.Process(target=_serve, args=(theirs, place, self.run), daemon=True, name=f"bench-{slot}")
+        args = (theirs, self.seat(slot), self.run)
+        process = context.Process(target=_serve, args=args, daemon=True, name=f"bench-{slot}")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS deterministic; before CUDA
         with one_thread(), deaf_to_ctrl_c():
             process.start()
@@ -89,7 +95,7 @@ class Pool:
         return self.slots[slot]
 
     def end(self, grace: float) -> None:
-        """Tell all workers to finish; those that do not within `grace` seconds are killed."""
+        """Tell all workers to finish; those that do not within `grace` seconds, or at Ctrl-C, are killed."""
         for worker in self.slots.values():
             if worker.process.is_alive():
                 if worker.cell is not None:
@@ -97,11 +103,13 @@ class Pool:
                 else:
                     _send(worker, ("stop", None))
         until = time.monotonic() + grace
-        for worker in self.slots.values():
-            worker.process.join(max(0.0, until - time.monotonic()))
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
+        try:
+            for worker in self.slots.values():
+                worker.process.join(max(0.0, until - time.monotonic()))
+        finally:
+            for worker in self.slots.values():
+                if worker.process.is_alive():
+                    _end_now(worker)
 
 
 def _serve(connection: Connection, place: Place, run: Run | None) -> None:
@@ -168,8 +176,9 @@ def run_cells(
     pool = Pool(place, [*devices[: max(1, len(jobs))]], run)
     records: list[RunRecord] = []
     clean = False
+    work = sum(estimates.weight(c) for c in cells)
     progress = RunProgress(
-        [estimates.weight(c) for c in cells], console, len(pool.devices), seconds=estimates.known > 0, out=place.out
+        len(cells), console, len(pool.devices), work=work, seconds=estimates.known > 0, out=place.out
     )
     try:
         faults = _prepare_all(cells, pool, console)
@@ -182,9 +191,20 @@ def run_cells(
         clean = True
     finally:
         pool.end(grace=30.0 if not clean or fail_fast else 10.0)
-        for line in progress.summary():
-            console.print(line, highlight=False, soft_wrap=True)
+        for line in [*_memory_notes(cells, records, estimates), *progress.summary()]:
+            console.print(line, highlight=False, soft_wrap=True, markup=False)
     return records
+
+
+def _memory_notes(cells: list[Cell], records: list[RunRecord], estimates: Estimates) -> list[str]:
+    """What other cells needed that are like those for which memory did not suffice."""
+    hungry = {r.eval_id for r in records if r.status == "oom"}
+    now = Estimates(records if hungry else ())
+    found = {}
+    for cell in cells:
+        if cell.eval_id in hungry and (peak := now.measured(cell) or estimates.measured(cell)) is not None:
+            found[cell.model_label, cell.dataset] = peak / 1024
+    return [f"memory: other cells of {model} on {data} needed up to {gb:.1f} GB" for (model, data), gb in found.items()]
 
 
 def _prepare_all(cells: list[Cell], pool: Pool, console: Console) -> dict[Shared, str]:
@@ -245,9 +265,21 @@ def _dispatch(
 
     # the first cell of a job stands for all of them
     queue = Queue((job[0] for job in jobs.values()), weight_of, lambda cell: [c.train_id for c in jobs[cell.eval_id]])
+    cells = {cell.eval_id: cell for job in jobs.values() for cell in job}
     busy: dict[int, Cell] = {}
     held: dict[int, Hashable] = {}  # the training set that each process keeps from its last cell
-    while queue or busy:
+    waiting: list[Cell] = []  # cells that other processes run
+    look = 0.0
+    while queue or busy or waiting:
+        if waiting and not queue and time.monotonic() > look:
+            leading = {c.eval_id for c in busy.values()}
+            free = [c for c in waiting if c.eval_id not in leading and not claims.held(c.folder(pool.place.out))]
+            for one in free:
+                jobs[one.eval_id] = [one]
+                queue.add(one)
+            waiting = [c for c in waiting if c not in free]
+            progress.waiting(0 if busy or free else len(waiting))
+            look = time.monotonic() + LOOK_SECONDS
         for slot in range(len(pool.devices)):
             while slot not in busy:
                 others = [group for other, group in held.items() if other != slot]
@@ -268,7 +300,10 @@ def _dispatch(
             worker = pool.slots.get(slot)
             if (worker is None or worker.cell is None) and (ended := busy.pop(slot, None)) is not None:
                 queue.done(ended)
-            yield record
+            if claims.is_held(record):
+                waiting.append(cells[record.eval_id])
+            else:
+                yield record
 
 
 def _begin(pool: Pool, slot: int, job: list[Cell], fresh: set[str], alone: bool) -> None:
@@ -306,7 +341,7 @@ def _collect(pool: Pool, progress: RunProgress) -> Iterator[tuple[int, RunRecord
             oom &= worker.process.exitcode == -9
             reason = f"its worker process died ({cause_of_death(worker.process, oom)})"
             if oom:
-                reason += f"; {remedy(worker.cell)}"
+                reason += f"; {remedy(worker.cell, pool.seat(slot))}"
             yield from _ended(pool, slot, "oom" if oom else "error", reason, progress)
             pool.start(slot)
         elif message[0] == "started":
@@ -352,6 +387,9 @@ def _ended(pool: Pool, slot: int, status: str, reason: str, progress: RunProgres
 
 
 def _finish(cell: Cell, slot: int, record: RunRecord, progress: RunProgress) -> RunRecord:
+    if claims.is_held(record):
+        progress.put_off(slot)
+        return record
     described = cell.described()
     if record.cell == described:  # the cells of a suite share most of it, and thousands of copies would not
         record = replace(record, cell=described)
@@ -360,16 +398,15 @@ def _finish(cell: Cell, slot: int, record: RunRecord, progress: RunProgress) -> 
 
 
 def _failed(cell: Cell, place: Place, status: str, message: str) -> RunRecord:
-    """The record of a cell that could not write its own; one that is there and finished stays."""
-    with contextlib.suppress(BenchError):
-        there = read_record(cell.eval_folder(place.out) / "record.json")
-        if there.status not in RETRIED:
-            return there
+    """The record of a cell that could not write its own; a result that is there stays."""
     record = RunRecord(cell.train_id, cell.eval_id, status, message, cell.described(), sources=cell.sources)
-    with contextlib.suppress(OSError):  # the message still reaches the user, and the same command runs the cell again
-        cell.eval_folder(place.out).mkdir(parents=True, exist_ok=True)
-        record.write(cell.eval_folder(place.out) / "record.json")
-    log(cell.folder(place.out), f"{status}: {message}")
+    folder = cell.folder(place.out)
+    with contextlib.suppress(OSError, claims.LostLease):  # the message still reaches the user; the same command runs it
+        folder.mkdir(parents=True, exist_ok=True)
+        if (lease := claims.take(folder)) is not None:
+            with lease:
+                record = lease.publish(record, cell.eval_folder(place.out))
+    log(folder, f"{status}: {message}")
     return record
 
 

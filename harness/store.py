@@ -85,11 +85,13 @@ class Source:
         path: The file.
         key: Its name in the store.
         owner: Index of the cell that it belongs to.
+        digest: Its SHA-256 as the record of the cell has it; empty where the record has none.
     """
 
     path: str
     key: str
     owner: int
+    digest: str = ""
 
 
 @dataclass
@@ -175,11 +177,13 @@ def refresh(
                 else:
                     pieces.append(slice(stop - count, stop))
             else:
-                stamp, text = _read(source.path)
+                stamp, text = _read(source.path, source.digest)
                 part = parse(text, codes)
                 pieces.append(part)
                 form, count = tuple(part), len(next(iter(part.values())))
         except FileNotFoundError:
+            if source.digest:
+                notes.append(f"LEFT OUT: {source.path} is not there; remove the record to run the cell again.")
             continue
         except (OSError, ValueError, csv.Error) as error:
             notes.append(f"LEFT OUT: {source.path} is damaged ({error}).")
@@ -227,12 +231,15 @@ def _stamp(status: os.stat_result) -> Stamp:
     return status.st_mtime_ns, status.st_size
 
 
-def _read(path: str) -> tuple[Stamp, str]:
+def _read(path: str, digest: str) -> tuple[Stamp, str]:
     """A file as it is now, and the stamp of just that content."""
     with open(path, "rb") as stream:
         status = os.fstat(stream.fileno())
         young = status.st_mtime_ns > time.time_ns() - YOUNG_NS
-        return _CHANGED if young else _stamp(status), stream.read().decode("utf-8")
+        content = stream.read()
+    if digest and hashlib.sha256(content).hexdigest() != digest:
+        raise ValueError("its SHA-256 is not that in the record; remove the record to run the cell again")
+    return _CHANGED if young else _stamp(status), content.decode("utf-8")
 
 
 def read_sheets(path: Path) -> dict[str, Sheet]:

@@ -6,6 +6,7 @@ No torch here: `bench plan` and a finished `bench run` answer at once.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from harness.grid import Choice, LossChoice, expand_arguments, expand_losses, la
 from harness.losses.needs import HEADS, MODEL_NEEDS
 from harness.metrics.table import check_profiles, metric_of
 from harness.models import BARE_MODULE, MODELS, provided
+from harness.paths import there
 from harness.resolve import locate
 from harness.seeds import seed_of
 from harness.suite_file import DataEntry, Init, SuiteFile
@@ -28,6 +30,7 @@ from harness.suite_losses import scoring_losses
 from harness.suite_metrics import canonical_metrics
 from harness.yamlfile import YamlFile, nearest, read_yaml
 
+MOST_CELLS = 100_000
 FILLED_MODEL_ARGUMENTS = (
     "in_channels",
     "out_channels",
@@ -78,7 +81,7 @@ def load_suite(path: str | Path, quick: bool = False, root: Path | None = None) 
         BenchError: One sentence with file, line, key, what was found and what was expected.
     """
     found = Path(path)
-    if not found.is_file() and (packed("suites") / f"{found.name.removesuffix('.yaml')}.yaml").is_file():
+    if not there(found) and there(packed("suites") / f"{found.name.removesuffix('.yaml')}.yaml"):
         found = packed("suites") / f"{found.name.removesuffix('.yaml')}.yaml"
     file = read_yaml(found)
     spec = canonical_metrics(file.parse(SuiteFile), file)
@@ -102,7 +105,9 @@ def load_suite(path: str | Path, quick: bool = False, root: Path | None = None) 
 def _quick(spec: SuiteFile) -> SuiteFile:
     """The suite with what `quick` says of the training; sizes and cases follow cell by cell."""
     small = spec.quick
-    changes = {"epochs": small.epochs, "steps": small.steps, "batch": small.batch or spec.train.batch}
+    batch = small.batch or spec.train.batch
+    changes = {"epochs": small.epochs, "steps": small.steps, "batch": batch}
+    changes["accumulate"] = math.gcd(batch, spec.train.accumulate)  # another batch can have other divisors
     if small.models is not None:
         changes["init"] = None  # weights of other models
     update: dict[str, Any] = {"train": spec.train.model_copy(update=changes)}
@@ -139,10 +144,15 @@ def _cells_of(
         _check_cases(spec, file, manifest, manifest.parts(entry.split, fold).train, quick)
     _check_dimensions(spec, file, entry, where, manifest)
     losses = expand_losses(spec.losses, spec.with_, file)
-    seeds = list(range(spec.seeds)) if isinstance(spec.seeds, int) else spec.seeds
     models = _models(spec, file, ("quick", "models") if quick and spec.quick.models else ("models",))
     conditions = _conditions(spec, file, manifest)
-    for cases in _sizes(spec, manifest, entry.split, folds, quick):
+    sizes = _sizes(spec, manifest, entry.split, folds, quick)
+    repeats = spec.seeds if isinstance(spec.seeds, int) else len(spec.seeds)
+    number = repeats * len(losses) * len(models) * len(folds) * len(conditions) * len(sizes)
+    if number > MOST_CELLS:
+        raise file.error(("seeds",), f"the grid has {number:,} cells, and a suite at most {MOST_CELLS:,}; split it.")
+    seeds = list(range(spec.seeds)) if isinstance(spec.seeds, int) else spec.seeds
+    for cases in sizes:
         drawn = isinstance(cases, int) and isinstance(spec.train.cases, list)  # one number alone draws nothing
         draws: list[int | None] = [*seeds] if drawn else [None]
         for labels in conditions:
@@ -241,6 +251,8 @@ def _models(spec: SuiteFile, file: YamlFile, key: tuple[str, ...]) -> list[Model
             if wrong:
                 bad = next((k for k in wanted if f"{k!r}" in wrong), None)
                 raise file.error((*where, bad) if bad else where, wrong)
+            if name in MODELS and (small := next((k for k, v in wanted.items() if _below_one(v)), None)):
+                raise file.error((*where, small), f"expected at least 1, found {wanted[small]}.")
             init, path = _init(spec, choice.args, file, where)
             fixed = Choice(choice.name, place.normalised(wanted))
             one = (fixed, SourceInfo(place.target, place.version, place.digest), init, path)
@@ -249,6 +261,11 @@ def _models(spec: SuiteFile, file: YamlFile, key: tuple[str, ...]) -> list[Model
             found.append(one)
     named = [Choice(c.name, c.args | ({"init": Path(p).stem} if p else {})) for c, _, _, p in found]
     return [ModelChoice(*f[:2], label_of(n, named), *f[2:]) for f, n in zip(found, named, strict=True)]
+
+
+def _below_one(value: Any) -> bool:
+    """Whether a whole number, or one of a list, is below 1: each of a built-in model counts or measures something."""
+    return any(type(v) is int and v < 1 for v in (value if isinstance(value, list) else [value]))
 
 
 def _init(
@@ -268,7 +285,7 @@ def _init(
     if given is None:
         return None, None
     places = [folder / given.checkpoint for folder in (file.path.parent, Path())]
-    path = next((p for p in places if p.is_file()), None)
+    path = next((p for p in places if there(p)), None)
     if path is None:
         raise file.error(
             (*key, "checkpoint"), f"no file {given.checkpoint!r} beside the suite or in the working directory."
@@ -364,6 +381,8 @@ def _train(spec: SuiteFile, quick: bool, cases: Literal["all"] | int) -> dict[st
     train = spec.train.model_dump(mode="json") | {"init": None, "cases": cases}
     if train["deep_supervision"] is None:
         del train["deep_supervision"]
+    if train["accumulate"] == 1:
+        del train["accumulate"]
     if quick:
         train["cases"] = spec.quick.cases
     return train

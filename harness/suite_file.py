@@ -131,6 +131,7 @@ class Train(Strict):
     epochs: Positive
     batch: Positive
     steps: Positive | None = None  # per epoch; by default as many as visit every sample once
+    accumulate: Positive = 1  # parts of a batch that go through the model one after the other, before one step
     optimizer: dict[Literal["sgd", "adam", "adamw"], dict[str, float | bool]]
     schedule: Literal["constant", "poly", "cosine", "plateau"] = "poly"
     precision: Literal["float32", "bf16"] = "float32"
@@ -144,6 +145,15 @@ class Train(Strict):
     @classmethod
     def _cases(cls, value: str | int | list[int | str]) -> str | int | list[int | str]:
         return _once("number of training patients", value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _parts(self) -> Train:
+        if self.batch % self.accumulate:
+            raise ValueError(
+                f"accumulate: {self.accumulate} does not divide the batch of {self.batch}; expected one of "
+                f"{', '.join(str(n) for n in range(1, self.batch + 1) if self.batch % n == 0)}"
+            )
+        return self
 
     @field_validator("augment", mode="before")
     @classmethod

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.cell import Cell
+from harness.checkpoints import UnusableCheckpoint, read_checkpoint, write_checkpoint
 from harness.data.batches import Batch, TrainSet
 from harness.deep_supervision import Scales, downsampled
 from harness.errors import BenchError
@@ -32,7 +33,7 @@ from harness.models.output import Output
 from harness.models.weights import learning_factors
 from harness.optim import Schedule, make_optimizer
 from harness.predict import memory_format
-from harness.records import write_atomic
+from harness.records import Write, write_atomic
 from harness.seeds import seed_of
 
 CHECKPOINT_SECONDS = float(os.environ.get("BENCH_CHECKPOINT_SECONDS", "20"))
@@ -99,12 +100,14 @@ class Hooks:
         stop: Asked before every step; True ends the training with a checkpoint.
         validate: Called after every epoch with the network in evaluation mode; metric values by name.
         began: Called once before the first step with the number of steps that a checkpoint brought.
+        write: Writes checkpoints.
     """
 
     report: Callable[[int, int, float], None] = lambda done, total, loss: None
     stop: Callable[[], bool] = lambda: False
     validate: Callable[[nn.Module], dict[str, float]] | None = None
     began: Callable[[int], None] = lambda step: None
+    write: Write = write_atomic
 
 
 class Steps(Protocol):
@@ -171,6 +174,7 @@ class Trainer:
         self.classes, self.batch, self.epochs = num_classes, int(train["batch"]), int(train["epochs"])
         self.per_epoch = int(train["steps"] or math.ceil(data.samples / self.batch))
         self.steps = self.epochs * self.per_epoch
+        self.accumulate, self._part = int(train.get("accumulate", 1)), 0  # parts of a batch before one step
         self.autocast = train["precision"] == "bf16"
         dims = 2 if "slices" in cell.data["view"] else 3
         self.layout = memory_format(self.model, dims, device)
@@ -206,6 +210,7 @@ class Trainer:
 
         Raises:
             Stopped: `hooks.stop` said so; the checkpoint holds everything.
+            UnusableCheckpoint: The checkpoint is damaged or of another cell; without it training starts anew.
             BenchError: The best epoch is wanted, and no epoch has a value to go by.
         """
         training_loop(self)
@@ -247,13 +252,14 @@ class Trainer:
 
     def step(self) -> None:
         """One step of this cell alone."""
+        found: dict[str, Tensor] = {}
         batch = self.draw()
-        with self.precision():
-            output = self.model(batch.image.contiguous(memory_format=self.layout))
-        terms = self.terms(output, batch)
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(terms["loss"])
-        self.update(terms)
+        for number, part in enumerate(batch.parts(self.accumulate)):
+            with self.precision():
+                output = self.model(part.image.contiguous(memory_format=self.layout))
+            self.learn(output, part, number, found)
+        self.update(found)
 
     def draw(self) -> Batch:
         """The batch of the next step; the global generator is left at this step's stream of dropout."""
@@ -267,14 +273,26 @@ class Trainer:
         """The context of the network's pass."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast)
 
-    def terms(self, output: Output, batch: Batch) -> dict[str, Tensor]:
-        """The loss of a step under "loss", and its terms, of what the network gives for a batch."""
+    def learn(self, output: Output, part: Batch, number: int, found: dict[str, Tensor]) -> None:
+        """Differentiate the loss on a part of a batch.
+
+        Args:
+            output: What the network gives for the part.
+            part: The part, of `accumulate`.
+            number: Its number, from 0.
+            found: The terms of the loss over the whole batch, "loss" among them; those of the part are added.
+        """
+        self._part = number
         given = output.offered()
         for heads in self.trained[1:]:
             given |= heads(output.embedding)
         lower = output.aux if self.supervised else None
-        offer = partial(self._offered, self._clock(), batch.weight)
-        return self.scales(output.logits.float(), lower, batch.target, batch.spacing, offer, given)
+        offer = partial(self._offered, self._clock(), part.weight)
+        terms = self.scales(output.logits.float(), lower, part.target, part.spacing, offer, given)
+        torch.autograd.backward(terms["loss"] / self.accumulate if self.accumulate > 1 else terms["loss"])
+        for name, value in terms.items():
+            own = value.detach() / self.accumulate if self.accumulate > 1 else value.detach()
+            found[name] = found[name] + own if name in found else own
 
     def update(self, terms: dict[str, Tensor]) -> None:
         """Let the gradients of a step move the weights, and count it."""
@@ -284,8 +302,7 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.parameters, self.cell.train["clip"])
         self.optimizer.step()
         for name, value in terms.items():
-            part = value.detach()
-            state.sums[name] = state.sums[name] + part if name in state.sums else part
+            state.sums[name] = state.sums[name] + value if name in state.sums else value
         state.step += 1
 
     def _offered(
@@ -299,7 +316,9 @@ class Trainer:
             certain = torch.ones_like(target, dtype=torch.float32)
             offered["label_weight"] = certain if weight is None else downsampled(weight, target.shape[1:])
         if "generator" in self.needs:
-            keys = (self.progress.step, scale) if scale else (self.progress.step,)
+            keys: tuple[int, ...] = (self.progress.step, scale) if scale else (self.progress.step,)
+            if self._part:  # each part of an accumulated batch has numbers of its own
+                keys = (self.progress.step, scale, self._part)
             seed = seed_of("loss", self.cell.seed_base, *keys)
             offered["generator"] = torch.Generator(self.device).manual_seed(seed)
         return offered
@@ -402,7 +421,7 @@ class Trainer:
             "schedule": self.schedule.state(),
             "progress": {f: getattr(state, f) for f in state.__dataclass_fields__},
         }
-        write_atomic(self.path, lambda stream: torch.save(content, stream))
+        self.hooks.write(self.path, lambda stream: write_checkpoint(content, stream))
 
     def _sources(self) -> list[str]:
         return [self.cell.loss_digest, self.cell.model_source.digest]
@@ -410,22 +429,20 @@ class Trainer:
     def _resume(self) -> bool:
         if self.path is None or not self.path.is_file():
             return False
-        try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds for a damaged file; training then starts anew
-            raise BenchError(
-                f"{self.path}: damaged checkpoint ({type(error).__name__}); remove it to start again."
-            ) from None
+        content = read_checkpoint(self.path)
         if content["train_id"] != self.cell.train_id:
-            raise BenchError(f"{self.path}: the checkpoint is of another cell; remove it to start again.")
+            raise UnusableCheckpoint(f"{self.path}: the checkpoint is of another cell.")
         if content["sources"] != self._sources() or "trained" not in content:
             return False  # the loss or the model was edited since: half of one and half of another is neither
-        self.trained.load_state_dict(content["trained"])
-        self.loss.load_state_dict(content["loss"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.schedule.restore(content["schedule"])
-        self.progress = Progress(**content["progress"])
-        self.engine = content.get("engine", self.engine)
+        try:
+            self.trained.load_state_dict(content["trained"])
+            self.loss.load_state_dict(content["loss"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.schedule.restore(content["schedule"])
+            self.progress = Progress(**content["progress"])
+            self.engine = content.get("engine", self.engine)
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UnusableCheckpoint(f"{self.path}: of another version ({type(error).__name__}).") from None
         # the optimizer's step counters stay on the CPU, where reading them waits for nothing
         self.progress.sums = {k: v.to(self.device) for k, v in self.progress.sums.items()}
         return True

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import hashlib
+import io
 import json
+import os
 import platform
 import resource
 import signal
@@ -23,6 +26,8 @@ from harness.cell import Cell, Place
 from harness.cell_cases import Cases as Cases
 from harness.cell_log import log, memory_sentence
 from harness.check.certificates import certificates_of
+from harness.checkpoints import UnusableCheckpoint, save
+from harness.claims import HELD, Lease, LostLease, take
 from harness.data.conditions import CLEAN, kind_of, title_of
 from harness.data.fingerprint import resolved
 from harness.data.manifest import Manifest, load_manifest
@@ -34,9 +39,9 @@ from harness.loss_scores import loss_scores
 from harness.losses.build import build_loss
 from harness.losses.prepared import prepare_loss
 from harness.metrics.engines import check_engine
-from harness.models.build import build_model, digest
+from harness.models.build import build_model, digest, digest_of_state
 from harness.models.weights import load_initial
-from harness.records import RETRIED, RunRecord, read_record, write_atomic, write_rows
+from harness.records import RETRIED, RunRecord, record_at, write_rows
 from harness.resolve import current_digest
 from harness.seeds import seed_of
 from harness.train import Hooks, Stopped, Trainer
@@ -57,7 +62,8 @@ def run_cell(
     """Train and evaluate one cell: the unit of everything.
 
     Never raises for what a cell can do wrong: the record says it. A finished cell is returned as it is, an unfinished
-    one continues from its checkpoint; `fresh` forgets what is there, when the cell's turn has come.
+    one continues from its checkpoint; `fresh` forgets what is there, when the cell's turn has come. For a cell that
+    another process runs, on this host or another, the answer is a record of which `claims.is_held` is true.
     """
     course = _course(cell, place, cases or Cases(place), report, stop, fresh)
     ended: Exception | None = None
@@ -127,44 +133,62 @@ def _record_of(course: Course, error: Exception | None) -> RunRecord:
 
 
 def _course(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callable[[], bool], fresh: bool) -> Course:
-    folder = cell.eval_folder(place.out)
+    folder = cell.folder(place.out)
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            mine = stack.enter_context(_claim(folder.parent))
+            lease = take(folder)
         except OSError as error:
             return _record(cell, "error", _os_sentence(error))
-        if not mine:
-            return _record(cell, "interrupted", "another process is running this cell")
-        if fresh:
-            for path in (folder / "record.json", folder.parent / "train.json", folder.parent / "checkpoint.pt"):
-                path.unlink(missing_ok=True)
-        if (done := finished(cell, place.out)) is not None:
-            return done
-        for left in folder.parent.glob(".*.??????*"):  # temporary files of a process that was killed
-            left.unlink(missing_ok=True)
+        if lease is None:
+            return _record(cell, "interrupted", HELD)
+        stack.enter_context(lease)
+        if lease.before is not None:
+            log(folder, f"taken over from {lease.before}, which is gone or silent")
         try:
-            record = yield from _run(cell, place, cases, report, stop)
-        except Stopped:
-            record = _record(cell, "interrupted", "stopped before its end; the same command continues it")
-        except BenchError as error:
-            record = _record(cell, "error", str(error))
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            record = _out_of_memory(cell, place, error)
+            if fresh:
+                for path in (cell.eval_folder(place.out), folder / "train.json", folder / "checkpoint.pt"):
+                    lease.remove(path)
+            if (done := finished(cell, place.out)) is not None:
+                return done
+            record = yield from _attempt(cell, place, cases, report, lambda: stop() or lease.lost, lease)
+            return _store(record, cell, place, lease)
+        except LostLease:
+            log(folder, f"another process took this cell over from process {os.getpid()}; what it made is discarded")
+            with contextlib.suppress(OSError):
+                return finished(cell, place.out) or _record(cell, "interrupted", HELD)
+            return _record(cell, "interrupted", HELD)
         except OSError as error:
-            record = _record(cell, "error", _os_sentence(error))
-            log(cell.folder(place.out), traceback.format_exc())
-        except Exception as error:  # whatever a user's loss raises fails its cell and no other
-            if "can't allocate memory" in str(error):  # the CPU allocator has no exception class of its own
-                record = _out_of_memory(cell, place, error)
-            else:
-                text = f"{type(error).__name__}: {_first_line(error)} ({_where(error)})"
-                record = _record(cell, "error", text)
-            log(cell.folder(place.out), traceback.format_exc())
-        return _store(record, cell, place)
+            return _record(cell, "error", _os_sentence(error))
 
 
-def _run(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callable[[], bool]) -> Course:
+def _attempt(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callable[[], bool], lease: Lease) -> Course:
+    try:
+        try:
+            return (yield from _run(cell, place, cases, report, stop, lease))
+        except UnusableCheckpoint as error:
+            log(lease.folder, f"{error} The training starts anew.")
+            lease.remove(lease.folder / "checkpoint.pt")
+            return (yield from _run(cell, place, cases, report, stop, lease))
+    except LostLease:
+        raise
+    except Stopped:
+        return _record(cell, "interrupted", "stopped before its end; the same command continues it")
+    except BenchError as error:
+        return _record(cell, "error", str(error))
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        return _out_of_memory(cell, place, error)
+    except OSError as error:
+        log(lease.folder, traceback.format_exc())
+        return _record(cell, "error", _os_sentence(error))
+    except Exception as error:  # whatever a user's loss raises fails its cell and no other
+        log(lease.folder, traceback.format_exc())
+        if "can't allocate memory" in str(error):  # the CPU allocator has no exception class of its own
+            return _out_of_memory(cell, place, error)
+        return _record(cell, "error", f"{type(error).__name__}: {_first_line(error)} ({_where(error)})")
+
+
+def _run(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callable[[], bool], lease: Lease) -> Course:
     if cell.skip:
         return _record(cell, "skip", cell.skip)
     losses = [(cell.loss, cell.loss_digest), *((one["loss"], one["digest"]) for one in cell.scored_by.values())]
@@ -172,31 +196,70 @@ def _run(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callable[
     if edited or current_digest(cell.model_source.target) != cell.model_source.digest:
         raise BenchError("the source of the loss or of the model was edited after the run was planned; run it again")
     check_engine(cell.engine)  # before an hour of training
-    folder = cell.folder(place.out)
     manifest = load_manifest(cell.manifest_path, Path(cell.manifest_path).parent, place.root, phantom=cell.quick)
     device = torch.device(place.device)
     model = _model(cell, manifest, cases.view(cell, manifest))
     scores = loss_scores(cell, _facts(cell, manifest), lambda: cases.train_set(cell, manifest)[2], device)
-    trained = folder / "train.json"
-    if trained.is_file() and (record := read_record(trained)).status == "ok" and (folder / "weights.pt").is_file():
-        model.load_state_dict(torch.load(folder / "weights.pt", map_location="cpu", weights_only=True))
+    record = _trained(lease.folder, model)
+    if record is not None:
         model.to(device)
     else:
         if cell.init_path is not None:
             load_initial(model, Path(cell.init_path), cell.model["init"])
-        record = yield from _train(cell, place, cases, manifest, model, report, stop)
-        record.write(trained)
-        (folder / "checkpoint.pt").unlink(missing_ok=True)
+        record = yield from _train(cell, place, cases, manifest, model, report, stop, lease)
+        record.write(lease.folder / "train.json", lease.write)
+        lease.remove(lease.folder / "checkpoint.pt")
     if record.status != "ok":
         return replace(record, eval_id=cell.eval_id)
-    seconds, tested = evaluate_cell(cell, place, cases, manifest, model, scores)
+    folder = lease.stage / cell.eval_id
+    seconds, tested, rows = evaluate_cell(cell, place, cases, manifest, model, scores, folder)
     return replace(
         record,
         eval_id=cell.eval_id,
         cost=record.cost | {"eval_s": seconds},
         fingerprints=record.fingerprints | {"test_data": tested},
+        files=record.files | {"cases.csv": rows},
         sources={k: v for k, v in record.sources.items() if k in ("loss", "model")} | cell.scoring_sources,
     )
+
+
+def _trained(folder: Path, model: torch.nn.Module) -> RunRecord | None:
+    """The record of a training that is whole, with its weights in the model; else None and a line in the log.
+
+    Raises:
+        OSError: The system refuses to read a file, which says nothing of its content.
+    """
+    path = folder / "train.json"
+    try:
+        if not path.is_file():
+            return None
+        if (record := record_at(path)) is None:
+            raise BenchError(f"{path}: damaged.")
+        if record.status != "ok":
+            return None
+        curve = (folder / "curve.csv").read_bytes()
+        if hashlib.sha256(curve).hexdigest() != record.files.get("curve.csv", hashlib.sha256(curve).hexdigest()):
+            raise BenchError(f"{folder / 'curve.csv'}: its SHA-256 is not that in train.json.")
+        weights = _weights(folder / "weights.pt")
+        if digest_of_state(weights) != record.weights:
+            raise BenchError(f"{folder / 'weights.pt'}: its SHA-256 is not that in train.json.")
+        model.load_state_dict(weights)
+    except (BenchError, FileNotFoundError) as error:
+        said = str(error) if isinstance(error, BenchError) else f"{error.filename}: is not there."
+        log(folder, f"{said} The training starts anew.")
+        return None
+    return record
+
+
+def _weights(path: Path) -> dict[str, torch.Tensor]:
+    data = path.read_bytes()
+    try:
+        found: dict[str, torch.Tensor] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if not all(isinstance(value, torch.Tensor) for value in found.values()):
+            raise TypeError
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise BenchError(f"{path}: damaged weights ({type(error).__name__}).") from None
+    return found
 
 
 def _model(cell: Cell, manifest: Manifest, view: dict[str, Any]) -> torch.nn.Module:
@@ -234,8 +297,9 @@ def _train(
     model: torch.nn.Module,
     report: Report,
     stop: Callable[[], bool],
+    lease: Lease,
 ) -> Course:
-    folder, device = cell.folder(place.out), torch.device(place.device)
+    folder, device = lease.folder, torch.device(place.device)
     data, labels, counted = cases.train_set(cell, manifest)
     classes = manifest.num_classes
     facts = {**_facts(cell, manifest), **counted}
@@ -259,7 +323,7 @@ def _train(
         resumed = f", resumed from step {step}" if step else ""
         log(folder, f"{cell.title} on {_named(device)}: {trainer.steps} steps{resumed}")
 
-    hooks = Hooks(report, stop, validator(cell, cases, manifest, device), began)
+    hooks = Hooks(report, stop, validator(cell, cases, manifest, device), began, lease.write)
     trainer = Trainer(cell, model, loss, data, classes, device, hooks, folder / "checkpoint.pt")
     view = cases.view(cell, manifest)
     told = {} if view == cell.data["view"] else {"view": json.dumps(view, sort_keys=True)}  # words became numbers
@@ -269,18 +333,19 @@ def _train(
         told["labels"] = json.dumps(cases.changed, sort_keys=True)
         log(folder, f"labels degraded ({title_of(cell.data['labels'])}): {told['labels']}")
     try:
+        trainer.begin()  # a checkpoint of no use shows before other cells wait for this one
         yield trainer
     except Stopped:
         log(folder, f"stopped at step {trainer.progress.step} of {trainer.steps}, checkpoint written")
         raise
     state = trainer.progress
     columns = list(dict.fromkeys(key for row in state.curve for key in row))
-    write_rows(folder / "curve.csv", columns, state.curve)
+    curve = write_rows(folder / "curve.csv", columns, state.curve, lease.write)
     if not state.diverged and not all(bool(torch.isfinite(v).all()) for v in model.state_dict().values()):
         state.diverged = "the trained weights are not finite numbers"
     if not state.diverged:
         weights = {k: v.cpu() for k, v in model.state_dict().items()}
-        write_atomic(folder / "weights.pt", lambda stream: torch.save(weights, stream))
+        lease.write(folder / "weights.pt", lambda stream: save(weights, stream))
     log(folder, f"{state.diverged or 'trained'}, {state.step} of {trainer.steps} steps in {state.seconds:.1f} s")
     cost = {
         "train_s": state.seconds,
@@ -298,16 +363,20 @@ def _train(
         cost=cost,
         environment=_environment(device) | trainer.engine,
         checks=checked,
+        files={"curve.csv": curve},
     )
 
 
 def finished(cell: Cell, out: Path) -> RunRecord | None:
-    """The record of a cell that needs no more work; one that is damaged, or was skipped before, is none."""
-    try:
-        record = read_record(cell.eval_folder(out) / "record.json")
-    except BenchError:
+    """The record of a cell that needs no more work; one that is damaged, or was skipped before, is none.
+
+    Raises:
+        OSError: The system refuses to read it.
+    """
+    record = record_at(cell.eval_folder(out) / "record.json")
+    if record is None or record.status in RETRIED or (record.status == "skip" and not cell.skip):
         return None
-    return None if record.status in RETRIED or (record.status == "skip" and not cell.skip) else record
+    return record
 
 
 def digest_of(loss: dict[str, Any]) -> str:
@@ -323,32 +392,17 @@ def _record(cell: Cell, status: str, message: str) -> RunRecord:
 
 def _out_of_memory(cell: Cell, place: Place, error: BaseException) -> RunRecord:
     trained = (cell.folder(place.out) / "train.json").is_file()
-    return _record(cell, "oom", memory_sentence(cell, str(error), place.device, training=not trained))
+    return _record(cell, "oom", memory_sentence(cell, str(error), place, training=not trained))
 
 
-def _store(record: RunRecord, cell: Cell, place: Place) -> RunRecord:
-    """Write the record last; where the disk refuses even that, the parent still learns what happened."""
+def _store(record: RunRecord, cell: Cell, place: Place, lease: Lease) -> RunRecord:
+    """Publish the record; where the disk refuses even that, the parent still learns what happened."""
     seconds = f" in {record.cost['eval_s']:.1f} s" if "eval_s" in record.cost else ""
     log(cell.folder(place.out), record.status + (f": {record.message}" if record.message else f", evaluated{seconds}"))
     try:
-        record.write(cell.eval_folder(place.out) / "record.json")
+        return lease.publish(record, cell.eval_folder(place.out))
     except OSError as error:
         return replace(record, status="error", message=_os_sentence(error))
-    return record
-
-
-@contextlib.contextmanager
-def _claim(folder: Path) -> Iterator[bool]:
-    """Hold the cell while it runs; the lock goes with the process, however it ends."""
-    import fcntl
-
-    with (folder / "claim").open("a") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 def _environment(device: torch.device) -> dict[str, Any]:

@@ -15,6 +15,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from harness.errors import BenchError
 
 KeyPath = tuple[Hashable, ...]
+MOST_BYTES = 16 * 2**20
+MOST_LEVELS = 64  # of nesting
+MOST_VALUES = 100_000  # of a file, with each alias written out: what expands to more is no suite
+_NOT_YAML = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -52,7 +56,7 @@ class YamlFile:
             return model.model_validate(self.data if data is None else data)
         except ValidationError as error:
             # a misspelt key is also a missing one; the misspelling is what the user can mend
-            first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+            first = min(error.errors(), key=_distance)
             # pydantic adds names of union members to the path; the file's own path is what the user knows
             where = self._known((*at, *first["loc"]))
             raise self.error(where, _sentence(first, model, where[len(at) :])) from None
@@ -67,9 +71,33 @@ class YamlFile:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe loading in which `1e-4` is a number: YAML 1.1 wants `1.0e-4` and would silently make it text."""
+    """Safe loading in which `1e-4` is a number: YAML 1.1 wants `1.0e-4` and would silently make it text.
+
+    Whole numbers of more than 64 bits and text with control characters or halves of characters, which nothing here
+    means and which terminals and other programs choke on, are no values.
+    """
+
+    def short_int(self, node: yaml.ScalarNode) -> int:
+        value = self.construct_yaml_int(node)
+        if abs(value) >= 2**63:
+            raise yaml.constructor.ConstructorError(None, None, "a whole number of more than 64 bits", node.start_mark)
+        return value
+
+    def plain_text(self, node: yaml.ScalarNode) -> str:
+        value = self.construct_yaml_str(node)
+        strange = next((c for c in value if (c < " " and c not in "\t\r\n") or "\x7f" <= c < "\xa0" or _half(c)), None)
+        if strange is not None:
+            text = f"a character that is none, {strange!r}, stands in a text"
+            raise yaml.constructor.ConstructorError(None, None, text, node.start_mark)
+        return value
 
 
+def _half(character: str) -> bool:
+    return "\ud800" <= character <= "\udfff"
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.short_int)
+_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.plain_text)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
@@ -82,10 +110,14 @@ def read_yaml(path: Path) -> YamlFile:
         BenchError: It is not there, cannot be read, is not YAML, repeats a key or is no mapping.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as stream:  # a pipe is no regular file, and has no size to ask for
+            content = stream.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise BenchError(f"{path}: larger than {MOST_BYTES // 2**20} MB, which no suite or manifest is.")
+        text = content.decode("utf-8")
     except FileNotFoundError:
         raise BenchError(f"{path}: no such file.") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a null character
         raise BenchError(f"{path}: cannot be read as text: {error}.") from None
     try:
         node = yaml.compose(text, Loader=_Loader)
@@ -93,11 +125,14 @@ def read_yaml(path: Path) -> YamlFile:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise BenchError(f"{path}:{line}: not valid YAML: {error.problem}.") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise BenchError(f"{path}: not valid YAML: {str(error).splitlines()[0]}.") from None
+    except RecursionError:
+        raise BenchError(f"{path}: not valid YAML: nested deeper than {MOST_LEVELS} levels.") from None
+    except _NOT_YAML as error:  # what PyYAML raises of values that do not fit their tag, such as `!!bool x`
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise BenchError(f"{path}: not valid YAML: {reason}.") from None
     found = YamlFile(path, data)
     if not isinstance(data, dict):
-        raise BenchError(f"{path}:1: expected a mapping of keys to values, found {_kind(data)}.")
+        raise BenchError(f"{path}:1: expected a mapping of keys to values, found {kind_of(data)}.")
     _index(found, node, (), set())
     return found
 
@@ -118,14 +153,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _index(file: YamlFile, node: yaml.Node | None, path: KeyPath, above: set[int]) -> None:
-    if node is None or id(node) in above:
+    if node is None:
         return
+    if id(node) in above:
+        raise file.error(path, "an alias stands inside of what it stands for.")
+    if len(path) > MOST_LEVELS:
+        raise file.error(path[:1], f"nested deeper than {MOST_LEVELS} levels.")
+    if len(file.lines) > MOST_VALUES:
+        raise file.error(path[:1], f"more than {MOST_VALUES:,} values, with the aliases written out.")
     above = above | {id(node)}
     if isinstance(node, yaml.MappingNode):
         seen: set[Hashable] = set()
         for key_node, value_node in node.value:
             merge = key_node.tag == "tag:yaml.org,2002:merge"
-            key: Hashable = "<<" if merge else yaml.safe_load(yaml.serialize(key_node))
+            key: Hashable = "<<" if merge else yaml.load(yaml.serialize(key_node), Loader=_Loader)
             here = (*path, key)
             if key in seen:
                 file.lines[here] = key_node.start_mark.line + 1
@@ -137,6 +178,12 @@ def _index(file: YamlFile, node: yaml.Node | None, path: KeyPath, above: set[int
         for i, item in enumerate(node.value):
             file.lines[(*path, i)] = item.start_mark.line + 1
             _index(file, item, (*path, i), above)
+
+
+def _distance(error: Any) -> tuple[bool, bool]:
+    """How far a fault is from what the user meant; where several kinds are allowed, that of another kind is farther."""
+    other_kind = error["type"] in ("literal_error", "list_type") and isinstance(error.get("input"), (dict, list))
+    return error["type"] != "extra_forbidden", other_kind
 
 
 def _dotted(keys: KeyPath) -> str:
@@ -158,7 +205,7 @@ def _sentence(error: Any, model: type[BaseModel], where: KeyPath) -> str:
     found = error.get("input")
     if kind == "value_error" and isinstance(found, (dict, list, tuple)):
         return text.removesuffix(".") + "."  # our own sentence says what was found inside
-    shown = repr(found) if isinstance(found, (str, int, float, bool, type(None))) else _kind(found)
+    shown = repr(found) if isinstance(found, (str, int, float, bool, type(None))) else kind_of(found)
     return text + ("" if text.endswith(".") else f", found {shown}.")
 
 
@@ -178,7 +225,8 @@ def _fields(model: type[BaseModel], path: KeyPath) -> list[str]:
     return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What a value is, in words: `a mapping`, `text`, `nothing`."""
     if value is None:
         return "nothing"
     return {dict: "a mapping", list: "a list", str: "text", int: "a number", float: "a number"}.get(

@@ -1,8 +1,11 @@
 """What goes wrong: one sentence or one failed cell, the rest finished, exit code 1 or 2, nothing lost."""
 
 import json
+import os
 import resource
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -193,3 +196,38 @@ def test_a_damaged_record_is_named_left_out_and_run_again(toy) -> None:
     again = toy.bench("run", suite)
     assert again.returncode == 0 and "1 to run" in again.stdout
     assert toy.records()["ce"]["weights"] == weights
+
+
+@pytest.mark.timeout(600)
+def test_a_second_ctrl_c_ends_at_once_and_nothing_is_lost(toy) -> None:
+    """The loss does not come back, so the worker writes no checkpoint within the grace; the finished cell stays."""
+    (toy.folder / "bad.py").write_text(LOSSES)
+    suite = toy.suite("losses: [dice, ce]", "losses: [dice, 'bad.py:Hangs']")
+    assert toy.bench("run", suite, "--only", "loss=dice").returncode == 0
+    before = toy.records()
+    command = [*toy.command("run", suite, "--workers", "1"), "--out", str(toy.folder / "runs")]
+    process = subprocess.Popen(
+        command,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    until = time.monotonic() + 200
+    while not any("steps" in p.read_text() for p in _logs(toy, before)) and time.monotonic() < until:
+        time.sleep(0.02)
+    for _ in range(2):
+        time.sleep(1)
+        os.killpg(process.pid, signal.SIGINT)
+    began = time.monotonic()
+    _, errors = process.communicate(timeout=120)
+    assert time.monotonic() - began < 29, "it waited for the grace of 30 s"
+    assert process.returncode == 130 and "Traceback" not in errors, errors
+    assert toy.records() == before
+    assert [e["state"] for e in json.loads(toy.bench("plan", suite, "--json").stdout)] == ["ok", "missing"]
+
+
+def _logs(toy, before: dict) -> list[Path]:
+    known = {r["folder"].parent for r in before.values()}
+    return [p for p in (toy.folder / "runs").glob("*/log.txt") if p.parent not in known]

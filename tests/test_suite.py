@@ -11,6 +11,7 @@ import pytest
 
 from harness import suite_file
 from harness.cell import Cell
+from harness.data import conditions
 from harness.data.manifest import packed
 from harness.errors import BenchError
 from harness.losses import LOSSES
@@ -351,6 +352,8 @@ GOLDEN = {
     "hippocampus": "7d8520e6cf3d6391",
     "synapse": "543ee045c8db7a2d",
     "catalogue": "2bb2d6afe5a3b5d4",
+    "hippocampus_few": "288707759170afb0",
+    "hippocampus_noise": "383484e627a8922f",
 }
 
 
@@ -362,7 +365,7 @@ def _literals(kind: Any) -> set[str]:
     return set().union(*map(_literals, inner))
 
 
-RESERVED = {"labels", "tune"}  # they take one value so far
+RESERVED = {"tune"}  # it takes one value so far
 PARTS = ("SuiteFile", "DataEntry", "Slices", "Patches", "Resample", "Augment", "PresetAugment", "Init", "Train", "Rank",
          "Report", "Protocol", "Quick")  # fmt: skip
 
@@ -388,7 +391,30 @@ def _shipped(name: str) -> list[Cell]:
     return load_suite(packed("suites") / f"{name}.yaml").cells
 
 
+@pytest.mark.parametrize("part", ["Condition", "Jitter", "Morphology", "Chance", "Partial"])
+def test_the_reference_names_every_word_of_a_condition(part: str) -> None:
+    text = (packed("suites").parent / "docs" / "robustness.md").read_text(encoding="utf-8")
+    code = set(re.findall(r"[a-z_0-9]+", " ".join(re.findall(r"```.*?```|`[^`]+`", text, re.DOTALL))))
+    words = set(getattr(conditions, part).model_fields)
+    assert words <= code, sorted(words - code)
+
+
 @pytest.mark.parametrize("name", sorted(GOLDEN))
 def test_golden_ids(name: str) -> None:
     ids = "".join(c.eval_id for c in load_suite(packed("suites") / f"{name}.yaml").cells)
     assert hashlib.sha256(ids.encode()).hexdigest()[:16] == GOLDEN[name]
+
+
+def test_accumulation_enters_the_id_only_where_it_is_set(tmp_path: Path) -> None:
+    plain = suite(tmp_path).cells[0]
+    once = suite(tmp_path, BASE.replace("batch: 2", "batch: 2, accumulate: 1")).cells[0]
+    twice = suite(tmp_path, BASE.replace("batch: 2", "batch: 2, accumulate: 2")).cells[0]
+    assert (once.train_id, once.eval_id) == (plain.train_id, plain.eval_id) and "accumulate" not in plain.train
+    assert twice.train_id != plain.train_id and twice.described()["train"]["accumulate"] == 2
+    assert twice.seed_base == plain.seed_base  # the same batches
+    with pytest.raises(
+        BenchError, match=r"toy\.yaml:6: train: .*accumulate: 4 does not divide the batch of 6; .* 1, 2, 3, 6"
+    ):
+        suite(tmp_path, BASE.replace("batch: 2", "batch: 6, accumulate: 4"))
+    text = BASE.replace("batch: 2", "batch: 6, accumulate: 6") + "quick: {batch: 4}\n"
+    assert suite(tmp_path, text, quick=True).cells[0].train["accumulate"] == 2  # what also divides the quick batch

@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from harness.cell import Cell
+from harness.checkpoints import UnusableCheckpoint, read_checkpoint
 from harness.data.batches import TrainSet
 from harness.data.prepare import Prepared
 from harness.errors import BenchError
 from harness.models.build import digest
+from harness.models.output import Output
 from harness.models.unet import UNet
 from harness.optim import Schedule, make_optimizer
 from harness.suite import load_suite
@@ -129,10 +131,41 @@ def test_a_checkpoint_of_an_edited_loss_is_not_continued(cell: Cell, tmp_path: P
     assert seen == [4, 8, 12]  # from the first step
 
 
-def test_a_damaged_checkpoint_is_named(cell: Cell, tmp_path: Path) -> None:
-    (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
-    with pytest.raises(BenchError, match=r"checkpoint\.pt: damaged checkpoint"):
-        _trainer(cell, checkpoint=tmp_path / "checkpoint.pt").run()
+def _stopped(cell: Cell, path: Path) -> None:
+    first: Trainer | None = None
+
+    def stop() -> bool:
+        return first is not None and first.progress.step >= 5
+
+    first = _trainer(cell, hooks=Hooks(stop=stop), checkpoint=path)
+    with pytest.raises(Stopped):
+        first.run()
+
+
+def test_a_checkpoint_that_was_cut_or_flipped_at_any_place_is_not_continued(cell: Cell, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    _stopped(cell, path)
+    whole = path.read_bytes()
+    assert read_checkpoint(path)["progress"]["step"] == 5
+    places = [*range(0, len(whole), len(whole) // 100), *range(len(whole) - 90, len(whole))]  # the digest: the last 89
+    for place in places:
+        path.write_bytes(whole[:place])
+        with pytest.raises(UnusableCheckpoint, match=r"checkpoint\.pt: damaged checkpoint"):
+            read_checkpoint(path)
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        with pytest.raises(UnusableCheckpoint):
+            read_checkpoint(path)
+    with pytest.raises(UnusableCheckpoint):
+        _trainer(cell, checkpoint=path).run()
+
+
+def test_a_checkpoint_of_another_cell_or_network_is_not_continued(cell: Cell, tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    _stopped(cell, path)
+    with pytest.raises(UnusableCheckpoint, match="of another cell"):
+        _trainer(replace(cell, seed=1), checkpoint=path).run()
+    with pytest.raises(UnusableCheckpoint, match="of another version"):
+        _trainer(cell, model=UNet(1, 2, width=3, depth=2), checkpoint=path).run()
 
 
 def test_a_loss_that_draws_moves_no_other_number(cell: Cell) -> None:
@@ -317,3 +350,77 @@ def test_a_stopped_training_with_a_head_continues_bit_for_bit(cell: Cell, tmp_pa
     second = _trainer(cell, Edges(), checkpoint=path)
     second.run()
     assert digest(second.trained) == digest(whole.trained)
+
+
+class PerSample(nn.Module):
+    """A mean over samples: what a mean of means over equal parts gives, too."""
+
+    def forward(self, logits, target):
+        each = -logits.log_softmax(1).gather(1, target[:, None]).flatten(1).mean(1)
+        return {"loss": each.mean(), "half": 0.5 * each.mean()}
+
+
+def _first_gradient(cell: Cell, loss: nn.Module) -> tuple[list[torch.Tensor], dict]:
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 3, padding=1))
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = model
+
+        def forward(self, image):
+            return Output(self.layers(image))
+
+    trainer = _trainer(cell, loss, Net())
+    found: list[torch.Tensor] = []
+    trainer.optimizer.register_step_pre_hook(
+        lambda *_: found.extend([p.grad.clone() for p in trainer.parameters] if not found else [])
+    )
+    return found, trainer.run().curve[0]
+
+
+@pytest.mark.parametrize("parts", [2, 3, 6])
+def test_accumulation_has_the_gradient_of_the_whole_batch(cell: Cell, parts: int) -> None:
+    cell = _with(cell, batch=6)
+    whole, curve = _first_gradient(cell, PerSample())
+    found, in_parts = _first_gradient(_with(cell, accumulate=parts), PerSample())
+    for a, b in zip(whole, found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+    assert {k: in_parts[k] for k in curve} == pytest.approx(curve, rel=1e-5)
+
+
+def test_parts_are_the_same_batch_with_its_samples_in_order(cell: Cell) -> None:
+    seen: list[torch.Tensor] = []
+    drawn: list[float] = []
+
+    class Sees(Mse):
+        def forward(self, logits, target, *, spacing, generator):
+            assert len(logits) == len(target) == len(spacing)
+            seen.append(target)
+            drawn.append(float(torch.rand(1, generator=generator)))
+            return super().forward(logits, target)
+
+    cell = _with(cell, batch=6)
+    state = _trainer(cell, Sees()).run()
+    whole, seen[:] = [*seen], []
+    in_parts = _trainer(_with(cell, accumulate=3), Sees()).run()
+    assert in_parts.step == state.step and in_parts.fingerprints == state.fingerprints
+    assert [len(t) for t in seen] == [2] * 36
+    assert all(torch.equal(torch.cat(seen[3 * i : 3 * i + 3]), t) for i, t in enumerate(whole))
+    assert len(set(drawn)) == 12 + 2 * 12  # the first part draws what the whole batch drew, the others draw anew
+
+
+def test_a_stopped_training_with_accumulation_continues_bit_for_bit(cell: Cell, tmp_path: Path) -> None:
+    cell = _with(cell, accumulate=2)
+    whole = _trainer(cell)
+    whole.run()
+    began: list[int] = []
+    first: Trainer | None = None
+    hooks = Hooks(stop=lambda: first is not None and first.progress.step >= 5, began=began.append)
+    first = _trainer(cell, hooks=hooks, checkpoint=tmp_path / "c.pt")
+    with pytest.raises(Stopped):
+        first.run()
+    second = _trainer(cell, hooks=Hooks(began=began.append), checkpoint=tmp_path / "c.pt")
+    second.run()
+    assert digest(second.model) == digest(whole.model) and began == [0, 5]

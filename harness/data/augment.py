@@ -7,7 +7,7 @@ are voxels, is drawn where it is used.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -30,6 +30,17 @@ class Batch:
     target: Tensor
     spacing: Tensor
     weight: Tensor | None = None
+
+    def parts(self, count: int) -> list[Batch]:
+        """The batch in so many parts of equal size, samples in order; `count` divides the batch."""
+        if count == 1:
+            return [self]
+        size = len(self.image) // count
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        return [
+            replace(self, **{k: v[i : i + size] for k, v in given.items() if v is not None})
+            for i in range(0, len(self.image), size)
+        ]
 
 
 def augmented(batch: Batch, how: dict[str, Any], generator: torch.Generator, outside: int = 0) -> Batch:

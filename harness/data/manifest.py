@@ -17,6 +17,7 @@ from harness.data.cases import Found, fault_of
 from harness.data.manifest_file import ManifestFile, SpacingTable, check_regions
 from harness.data.splits import Parts, Split, deal
 from harness.errors import BenchError
+from harness.paths import there
 from harness.yamlfile import YamlFile, nearest, read_yaml
 
 __all__ = ["Manifest", "ManifestFile", "load_manifest", "members_of", "packed"]
@@ -234,12 +235,12 @@ def load_manifest(name: str, base: Path, root: Path | None = None, *, phantom: b
         BenchError: There is none of that name, or it is not valid.
     """
     if name.endswith((".yaml", ".yml")):
-        path = next((p for p in (base / name, Path(name)) if p.is_file()), None)
+        path = next((p for p in (base / name, Path(name)) if there(p)), None)
         if path is None:
             raise BenchError(f"no data manifest {name!r} in {base} or in the working directory.")
     else:
         places = [f / "data_manifests" for f in (base, base.parent, Path())] + [packed("data_manifests")]
-        path = next((p for p in (f / f"{name}.yaml" for f in places) if p.is_file()), None)
+        path = next((p for p in (f / f"{name}.yaml" for f in places) if there(p)), None)
         if path is None:
             known = sorted({p.stem for f in places for p in f.glob("*.yaml")})
             raise BenchError(

@@ -10,6 +10,7 @@ from pydantic import Field, RootModel, ValidationError, field_validator, model_v
 from harness.data.cases import Cases, Found, fault_of
 from harness.data.intensity import Intensity
 from harness.data.splits import Split
+from harness.paths import leads_out
 from harness.yamlfile import Strict, YamlFile, nearest
 
 LAYOUTS = {
@@ -26,6 +27,7 @@ LAYOUTS = {
 MOST_CLASSES = 254  # a label array is of 8 bits: 0 is the background, 255 what is ignored
 
 _Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Side = Annotated[int, Field(ge=1, le=2048)]
 Side = tuple[_Millimetres, _Millimetres, _Millimetres]
 
 
@@ -37,7 +39,7 @@ class Phantom(Strict):
     """How the phantom of a data set looks: what stands in for its files in `--quick` runs and in tests."""
 
     scene: str
-    shape: tuple[int, int, int]
+    shape: tuple[_Side, _Side, _Side]
     spacing: Side = (1.0, 1.0, 1.0)
     cases: list[str] | None = Field(default=None, min_length=1)  # only where the manifest has `cases: found`
 
@@ -99,12 +101,16 @@ class ManifestFile(Strict):
             raise ValueError(
                 "spacing is `header`, `unknown`, a table of case: [z, y, x] in mm, or a file x.yaml with one"
             )
+        if leads_out(spacing):
+            raise ValueError(f"{spacing!r} leads out of the manifest's folder; expected a file beside it, without `..`")
         return spacing
 
     @field_validator("files")
     @classmethod
     def _digests(cls, files: dict[str, str]) -> dict[str, str]:
         for name, digest in files.items():
+            if not name or leads_out(name):
+                raise ValueError(f"{name!r} leads out of the folder of data; expected a path below it, without `..`")
             if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
                 raise ValueError(f"the digest of {name!r} must be 'sha256:' and 64 hexadecimal digits")
         return files

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harness.claims import waited_for
 from harness.data.manifest import Manifest
 from harness.data.manifest_file import Phantom as Look
 from harness.data.scenes import SCENES, VOID, Drawn, Order, draw, scene_of
@@ -32,7 +33,7 @@ PHANTOM_VERSION = 1  # raised when the same case would look otherwise; it enters
 
 Progress = Callable[[int, int], None]
 
-_STATE = ".phantom"  # folder in a phantom: what is made, and the lock
+_STATE = ".phantom"  # folder in a phantom: what is made, and the lease
 
 # Other names of the scenes' classes, as data sets have them; compared without case and without what is no letter.
 _ALIASES: dict[str, tuple[str, ...]] = {
@@ -236,12 +237,9 @@ def _writable(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the phantom while it is written; the lock goes with the process, however it ends."""
-    import fcntl
-
+    """Hold the phantom while it is written; on one host the lease goes with the process, however it ends."""
     (folder / _STATE).mkdir(parents=True, exist_ok=True)
-    with (folder / _STATE / "lock").open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    with waited_for(folder / _STATE):
         for left in (folder / _STATE).glob("part-*"):  # of a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         yield

@@ -20,7 +20,7 @@ class Split(Strict):
     train: list[str] | Literal["rest"] = "rest"
     val: list[str] = Field(default_factory=list)
     test: list[str] = Field(default_factory=list)
-    folds: int | None = Field(default=None, ge=2)
+    folds: int | None = Field(default=None, ge=2, le=1000)
     fractions: tuple[float, float, float] | None = None  # training, validation, test
     seed: int = 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -114,10 +115,15 @@ class Adapter(nn.Module):
 
 def digest(module: nn.Module) -> str:
     """SHA-256 of all parameters and buffers, by name: the fingerprint of weights."""
+    return digest_of_state(module.state_dict())
+
+
+def digest_of_state(state: Mapping[str, Tensor]) -> str:
+    """The same of weights that are in no module."""
     import hashlib
 
     total = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(state.items()):
         total.update(name.encode())
         total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()

@@ -15,7 +15,7 @@ from harness.panels import panels
 from harness.plan import Entry
 from harness.ranking.asked import RankSuite
 from harness.records import write_atomic
-from harness.results import about_of, notes_of
+from harness.results import about_of, notes_of, settings_in, voxels_of
 from harness.rows import Tables
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ def write_page(
             about=about,
             panels=shown,
             pooled=[m for m in suite.spec.metrics if metric_of(m)[0].scope == "dataset"],
-            voxels=[m.name for m in suite.manifests.values() if m.spec.spacing == "unknown"],
+            voxels=voxels_of(suite),
+            settings=settings_in(suite, suite.cells),
             ranking=ranking,
             published=suite.spec.report.published,
             specs={c.loss_label: c.loss for c in suite.cells},

@@ -17,6 +17,7 @@ from harness.plan import Entry, counts, make_plan, to_rerun
 from harness.ranking.asked import RankSuite, extended, parse_loss
 from harness.ranking.differences import differences, hardware_differs
 from harness.resolve import forget
+from harness.results import voxels_of
 from harness.rows import Tables, frames
 from harness.store import Home
 from harness.suite import Suite, load_suite
@@ -296,8 +297,7 @@ def placed(
     from harness.report.frames import prepare
 
     pooled = [m for m in suite.spec.metrics if metric_of(m)[0].scope == "dataset"]
-    voxels = [m.name for m in suite.manifests.values() if m.spec.spacing == "unknown"]
-    ready = prepare(tables.cells, tables.cases, tables.curves, pooled, voxels)
+    ready = prepare(tables.cells, tables.cases, tables.curves, pooled, voxels_of(suite))
     same = not hardware_differs(entries, suite.ranked)
     return standings(ready, ranking, suite.ranked, duplicates=twins, same_hardware=same)
 

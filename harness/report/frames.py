@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from harness.data.conditions import Setting
 from harness.errors import BenchError
 from harness.metrics.table import LOSS
 
@@ -52,6 +53,8 @@ class Frames:
         losses: Losses in planned order.
         pooled: Metrics that are made from the counts of all cases of a run, as far as they were asked for.
         cross: The rows of the metrics `loss:NAME`, in the columns of `cases`; those hold all others.
+        settings: Data set to where it stands on the axes `labels` and `train.cases`, its `base` named as in `groups`;
+            empty where the suite has none of them.
         memo: What several tables and figures need and takes long to make; see `tables.all_class_means`.
     """
 
@@ -63,7 +66,13 @@ class Frames:
     losses: list[str]
     pooled: tuple[str, ...] = ()
     cross: pd.DataFrame = field(default_factory=pd.DataFrame)
+    settings: Mapping[str, Setting] = field(default_factory=dict)
     memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def plain_groups(self) -> list[str]:
+        """The data sets as they are, without worse labels or fewer patients; all groups where there is none such."""
+        return [g for g in self.groups if g not in self.settings or self.settings[g].plain] or self.groups
 
     def of_group(self, group: str) -> pd.DataFrame:
         """The cases of one data set."""
@@ -90,6 +99,7 @@ def prepare(
     curves: pd.DataFrame,
     pooled: Sequence[str] = (),
     voxels: Sequence[str] = (),
+    settings: Mapping[str, Setting] | None = None,
 ) -> Frames:
     """Check the frames and bring them to one form.
 
@@ -99,6 +109,7 @@ def prepare(
         curves: One row per training and epoch.
         pooled: Metrics of the scope `dataset` that were asked for.
         voxels: Data sets whose distances are in voxels, because no spacing is known.
+        settings: Data set to its setting, where the suite degrades labels or takes fewer patients.
 
     Rows of cases whose cell is not `ok` are left out. A cell that says `ok` and has no rows becomes an `error`.
 
@@ -123,7 +134,8 @@ def prepare(
     cases, cross = _apart(cases)
     curves = _with_cells(curves, cells)
     groups, models, losses = (list(dict.fromkeys(cells[c])) for c in ("group", "model", "loss"))
-    return Frames(cells, cases, curves, groups, models, losses, tuple(pooled), cross)
+    placed = _settings(cells, settings or {})
+    return Frames(cells, cases, curves, groups, models, losses, tuple(pooled), cross, placed)
 
 
 def describe(row: pd.Series) -> str:
@@ -200,6 +212,14 @@ def _groups(cells: pd.DataFrame) -> list[str]:
     splits = {d: set(part["split"]) for d, part in cells.groupby("dataset", sort=False)}
     pairs = zip(cells["dataset"], cells["split"], strict=True)
     return [f"{d} ({s})" if len(splits[d]) > 1 else str(d) for d, s in pairs]
+
+
+def _settings(cells: pd.DataFrame, settings: Mapping[str, Setting]) -> dict[str, Setting]:
+    """Group to its setting; of several splits of a data set, the base has the split in its name as the group has."""
+    pairs = cells[["dataset", "group"]].drop_duplicates().itertuples(index=False)
+    return {
+        str(g): replace(settings[d], base=settings[d].base + str(g).removeprefix(d)) for d, g in pairs if d in settings
+    }
 
 
 def _of_measured(cases: pd.DataFrame, cells: pd.DataFrame) -> tuple[pd.DataFrame, NDArray[np.int64]]:

@@ -104,7 +104,7 @@ def headline(frames: Frames) -> str:
     parts = [
         count(len(frames.losses), "loss", "losses"),
         count(len(frames.models), "model"),
-        count(len(frames.groups), "data set"),
+        _data_sets(frames),
         *([count(folds, "fold")] if folds else []),
         count(frames.cells["seed"].nunique(), "seed"),
     ]
@@ -116,6 +116,14 @@ def headline(frames: Frames) -> str:
         tail.append("none failed")
     tail += [f"{found[s]} {STATUS[s]}" for s in ("skip", "missing", "stale") if s in found]
     return f"{' × '.join(parts)}. Of {count(len(frames.cells), 'planned run')}, {joined(tail)}."
+
+
+def _data_sets(frames: Frames) -> str:
+    """How many data sets; one with worse labels or fewer patients is no other data set."""
+    if not frames.settings:
+        return count(len(frames.groups), "data set")
+    bases = {frames.settings[g].base if g in frames.settings else g for g in frames.groups}
+    return f"{count(len(bases), 'data set')} in {count(len(frames.groups), 'setting')} of labels or patients"
 
 
 def fairness_line(pairs: Sequence[checks.Pairing]) -> tuple[str, bool]:

@@ -92,7 +92,7 @@ def compare_sizes(frames: Frames, ranking: Ranking) -> list[BySize]:
         ranking: What to compare; the first profile of a metric counts, and of distances how far, not how often missed.
     """
     found: list[BySize] = []
-    for group in frames.groups:
+    for group in frames.plain_groups:
         known = [m for m in measures(frames.of_group(group)) if metric_of(m.metric)[0].scope == "case"]
         for model in by_group(frames, group, frames.cases):
             own = frames.parts[group, model]

@@ -198,7 +198,7 @@ def variance_views(found: Sequence[Comparison]) -> list[TableView]:
 def sensitivity_views(frames: Frames, ranking: Ranking) -> list[TableView]:
     """How far the ranking by the first metric depends on other choices of metric, policy and order: Kendall's tau."""
     views = []
-    for group in frames.groups:
+    for group in frames.plain_groups:
         name = ranking.by[0]
         if metric_of(name)[0].scope == "dataset":
             continue
@@ -220,10 +220,11 @@ def sensitivity_views(frames: Frames, ranking: Ranking) -> list[TableView]:
 def _across_views(frames: Frames, metric: str) -> list[TableView]:
     """The ranking over all data sets, and without one of them: one table per model that has several."""
     views = []
-    for model in frames.models if metric_of(metric)[0].scope == "case" and len(frames.groups) > 1 else []:
+    groups = [g for g in frames.groups if g not in frames.settings or frames.settings[g].plain]
+    for model in frames.models if metric_of(metric)[0].scope == "case" and len(groups) > 1 else []:
         rows = frames.cases[(frames.cases["model"] == model) & (frames.cases["metric"] == metric)]
         used = {}  # of several profiles of a data set the first, as in the other tables
-        for group in frames.groups:
+        for group in groups:
             first = next((m for m in measures(rows[rows["group"] == group]) if m.metric == metric), None)
             if first is not None:
                 used[group] = first
@@ -234,7 +235,7 @@ def _across_views(frames: Frames, metric: str) -> list[TableView]:
             note = (
                 f"Main ranking: the rank by {name} in each data set, among the {found['losses'].iloc[0]} losses that "
                 "all of them have, then the mean over the data sets. Each data set weighs the same; nothing is tested."
-            )
+            ) + " With worse labels or fewer patients a data set is left out here." * bool(frames.settings)
             title = f"All data sets, {model}: mean rank by {name}, each data set left out in turn"
             views.append(_taus(title, found.assign(dataset="", model=model), note))
     return views

@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+from harness.data.conditions import Setting
 from harness.errors import BenchError
-from harness.report import cross, page, sizes, verdict_tables, verdicts
+from harness.report import cross, page, robustness, sizes, verdict_tables, verdicts
 from harness.report.csvfile import write_csv
 from harness.report.figures import FIGURES, Picture, drawing_all, size_effects
 from harness.report.figures.scores import dice_of, patient_means, rows_of
@@ -47,6 +48,7 @@ def write_report(
     specs: Mapping[str, Any] | None = None,
     formats: Sequence[str] = FORMATS,
     notice: str = "",
+    settings: Mapping[str, Setting] | None = None,
 ) -> Path:
     """Write `index.html`, the numbers as CSV (leaderboard, cells, cases, curves), `tables/` and `figures/`.
 
@@ -69,6 +71,7 @@ def write_report(
         specs: Specification of each loss by its label, for the comparison with a published table.
         formats: Which of `FORMATS` to write; the page is of `html`, figures belong to `html` and `latex`.
         notice: A warning on top of the page.
+        settings: Data set to its setting, where the suite degrades labels or takes fewer patients.
 
     Returns:
         The path of `index.html`, or of the folder where no page was asked for.
@@ -82,7 +85,7 @@ def write_report(
     if cells.empty:
         raise BenchError("report: no planned cells; a report needs at least one row in `cells`.")
     ranking = ranking or Ranking()
-    frames = prepare(cells, cases, curves, pooled, voxels)
+    frames = prepare(cells, cases, curves, pooled, voxels, settings)
     out.mkdir(parents=True, exist_ok=True)
     _clear(out, formats)
     drawn = [*FIGURES] if {"html", "latex"} & set(formats) else []
@@ -92,6 +95,7 @@ def write_report(
         compared = verdicts.compare(frames, ranking)
         by_size = sizes.compare_sizes(frames, ranking)
         for name, made in (
+            ("robustness", robustness.robustness_views(robustness.robustness_panels(frames))),
             ("statistics", verdict_tables.statistics_views(compared)),
             ("tiers", verdict_tables.tier_views(frames, ranking)),
             ("sizes", sizes.size_views(by_size)),
@@ -120,16 +124,24 @@ def write_report(
         description,
         frames,
         pictures,
-        list(dict.fromkeys(["statistics", "tiers", *layout, *USUAL])),
+        list(dict.fromkeys(["robustness", "statistics", "tiers", *layout, *USUAL])),
         dict(about or {}),
         views=views,
-        verdict=verdicts.verdict_sentence(compared),
+        verdict=_verdict(frames, compared),
         notice=notice,
         extra={g: verdicts.board_columns(compared, g) for g in frames.groups},
     )
     index = out / "index.html"
     index.write_text(html, encoding="utf-8")
     return index
+
+
+def _verdict(frames: Frames, compared: Sequence[verdicts.Comparison]) -> str:
+    """The first sentence: of the data sets as they are, and where the rest is said."""
+    said = verdicts.verdict_sentence([c for c in compared if c.group in frames.plain_groups])
+    left = len(frames.groups) - len(frames.plain_groups)
+    more = f" What {left} other settings of labels or patients change is said under Worse labels, fewer patients."
+    return said + more * (left > 0)
 
 
 def _size_pictures(found: Sequence[sizes.BySize], folder: Path) -> list[Picture]:

@@ -6,6 +6,7 @@ Nothing that a record names is imported, resolved or opened: a configuration is 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -75,6 +76,7 @@ class _Record(_Strict):
     environment: dict[Text, Text | int | FiniteFloat | bool]
     sources: dict[Text, Text]
     checks: dict[Text, _Check]
+    files: dict[Text, Digest] = Field(default_factory=dict)
     form: int = Field(alias="schema")
 
 
@@ -129,6 +131,10 @@ def check_training(
         if (record.weights, record.status) != (trained.weights, trained.status):
             raise BenchError(f"{here}: its status or weights are not those of {files[0]}; they are of two runs.")
         cases = read(f"{name}/cases.csv")
+        for table, data in (("curve.csv", read(files[1])), ("cases.csv", cases)):
+            known = record.files.get(table)
+            if data is not None and known is not None and hashlib.sha256(data).hexdigest() != known:
+                raise BenchError(f"{here}: {table} is not the table that it was written with; they are of two runs.")
         if record.status == "ok":
             _check_cases(f"{where}: {name}/cases.csv", _text(f"{where}: {name}/cases.csv", cases), record)
         elif cases is not None:

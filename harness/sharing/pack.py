@@ -15,7 +15,7 @@ from typing import IO
 from harness import __version__
 from harness.errors import BenchError
 from harness.plan import Entry
-from harness.records import write_atomic
+from harness.records import UMASK, write_atomic
 from harness.sharing.contents import SHARED, check_training, trainings
 from harness.sharing.layout import LIMITS, MANIFEST, Contents
 
@@ -112,7 +112,7 @@ def _folder(suite: str, files: Files, to: Path) -> Contents:
     staging = Path(tempfile.mkdtemp(prefix=f".{to.name}.", dir=to.parent))
     try:
         contents = _write(suite, files, lambda name, data: write_file(staging / name, data))
-        staging.chmod(0o755)
+        staging.chmod(0o777 & ~UMASK)
         os.rename(staging, to)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -120,7 +120,7 @@ def _folder(suite: str, files: Files, to: Path) -> Contents:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a file that everybody may read, in folders that everybody may enter."""
+    """Write a file with the permissions that the umask leaves, in folders that are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, lambda stream: stream.write(data))
 

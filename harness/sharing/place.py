@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.errors import BenchError
-from harness.records import RunRecord, read_record
+from harness.records import UMASK, RunRecord, read_record
 from harness.sharing.archive import Archive
 from harness.sharing.contents import SHARED, Checked
 from harness.sharing.pack import write_file
@@ -105,7 +105,7 @@ def _lay(archive: Archive, cells: list[Checked], target: Path) -> None:
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     made: list[Path] = []
     try:
-        staging.chmod(0o755)
+        staging.chmod(0o777 & ~UMASK)
         for name in dict.fromkeys(n for cell in cells for n in cell.files):
             write_file(staging / name, archive.read(name))
         if not target.exists():

@@ -55,7 +55,9 @@ def test_a_range_is_the_list_that_it_stands_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cases", "words"),
     [
-        ('{pattern: "p", from: 1, to: 5}', "gives the same name twice"),
+        ('{pattern: "p", from: 1, to: 5}', "must take one number"),
+        ('{pattern: "p{:>99999999}", from: 1, to: 5}', "must take one number"),
+        ('{pattern: "p{}", from: 1, to: 1000000000}', "more than 100,000 cases in a range"),
         ('{pattern: "p{}{}", from: 1, to: 5}', "must take one number, as in 'case_{:03d}'"),
         ('{pattern: "p{:q}", from: 1, to: 5}', "must take one number"),
         ('{pattern: "p{0.x}", from: 1, to: 5}', "must take one number"),

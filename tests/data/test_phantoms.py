@@ -194,7 +194,7 @@ def test_a_case_that_was_not_finished_is_made_again(tmp_path, monkeypatch):
     (tmp_path / "data" / ".phantom" / "part-left").mkdir()  # as `kill -9` leaves it
     make_phantom(m, ["a", "b"], tmp_path / "data")
     assert contents(tmp_path / "data") == contents(tmp_path / "whole")
-    assert sorted(p.name for p in (tmp_path / "data" / ".phantom").iterdir()) == ["cases.json", "lock"]
+    assert sorted(p.name for p in (tmp_path / "data" / ".phantom").iterdir()) == ["cases.json"]
 
 
 def test_a_damaged_list_counts_as_none(tmp_path):

@@ -148,6 +148,59 @@ def test_importing_runs_no_code_and_imports_no_torch(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+SENTINEL = """\
+from torch import nn
+
+open("ran", "w").close()
+
+
+class Loss(nn.Module):
+    open("ran", "w").close()
+
+    def forward(self, logits, target):
+        open("ran", "w").close()
+        return logits.mean()
+
+
+class Net(nn.Module):
+    def __init__(self, in_channels: int = 1, num_classes: int = 2) -> None:
+        super().__init__()
+        open("ran", "w").close()
+"""
+
+
+def test_only_work_runs_the_code_of_losses_and_models(toy: Toy) -> None:
+    """A suite with a loss and a model in a file: nothing but training and checking imports that file, or torch."""
+    (toy.folder / "evil.py").write_text(SENTINEL)
+    suite = toy.suite("losses: [dice, ce]", "losses: [dice, 'evil.py:Loss']")
+    suite.write_text(suite.read_text().replace("unet: {width: 4, depth: 3}", "'evil.py:Net'"))
+    for cell in load_suite(suite).cells:
+        write_cell(toy.folder / "runs", cell)
+    commands = [
+        ["plan", suite.name],
+        ["run", suite.name, "--data", "data"],  # all is there
+        ["report", suite.name, "--commit", "--format", "csv"],
+        ["records", "export", suite.name, "--to", "a.zip"],
+        ["records", "export", suite.name, "--to", "a"],
+        ["records", "import", "a.zip", "--to", "taken"],
+        ["records", "merge", "a.zip", "a", "--to", "both.zip"],
+        ["clean", suite.name, "--orphans", "--cache", "--yes"],
+        ["list", "losses"],
+        ["data", "toy.yaml", "--data", "data"],
+    ]
+    script = (
+        "import sys; from harness.cli import main\n"
+        f"for command in {commands!r}:\n"
+        "    assert main(command) == 0, command\n"
+        "    assert not {'torch', 'evil'} & set(sys.modules), command\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=toy.folder, timeout=200, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (toy.folder / "ran").exists()
+
+
 def test_a_refusal_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     whole = make_archive(tmp_path).read_bytes()
     (tmp_path / "b.zip").write_bytes(whole[: len(whole) // 2])

@@ -16,6 +16,7 @@ from harness.data.cases import sorted_cases
 from harness.data.manifest import Manifest
 from harness.errors import BenchError
 from harness.imagefiles import readable
+from harness.paths import leads_out
 
 IGNORE = 255
 DIRECTION = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
@@ -87,13 +88,18 @@ def root_of(manifest: Manifest, root: Path | None) -> Path:
 
 
 def text_option(manifest: Manifest, key: str, value: Any) -> str:
-    """An option of a layout that must be text.
+    """An option of a layout that must be a path, or the pattern of one, below the folder of data.
 
     Raises:
-        BenchError: It is not.
+        BenchError: It is no text, or leads out of the folder.
     """
+    where = ("layout", manifest.layout[0], key)
     if not isinstance(value, str) or not value:
-        raise manifest.file.error(("layout", manifest.layout[0], key), f"expected text, found {value!r}.")
+        raise manifest.file.error(where, f"expected text, found {value!r}.")
+    if leads_out(value):
+        raise manifest.file.error(
+            where, f"{value!r} leads out of the folder of data; expected a path below it, without `..`."
+        )
     return value
 
 

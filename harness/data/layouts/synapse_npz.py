@@ -176,10 +176,14 @@ def _hdf5(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
         check_not_empty(path)
         with h5py.File(path, "r") as file:
             for key in ("image", "label"):
-                if key not in file:
+                if key not in file and file.get(key, getlink=True, default=None) is None:
                     raise BenchError(f"{path}: has no array {key!r}; it holds {', '.join(file) or 'nothing'}.")
+                if isinstance(file.get(key, getlink=True), h5py.ExternalLink):
+                    raise BenchError(f"{path}: {key!r} is a link to another file, expected an array.")
                 if not isinstance(file[key], h5py.Dataset):
                     raise BenchError(f"{path}: {key!r} is a group, expected an array.")
+                if file[key].is_virtual or file[key].external:
+                    raise BenchError(f"{path}: {key!r} lies in other files, expected an array.")
             return _numbers(path, file["image"][()]), _numbers(path, file["label"][()])
 
 

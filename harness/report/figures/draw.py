@@ -19,11 +19,13 @@ from harness.report.figures.classes import class_heatmap
 from harness.report.figures.cost import cost_gain
 from harness.report.figures.curves import loss_curves, validation_curves, validation_metrics
 from harness.report.figures.ranks import critical_difference
+from harness.report.figures.robustness import robustness_curves
 from harness.report.figures.scores import rows_of
 from harness.report.figures.sweeps import sweep_curves
 from harness.report.figures.volume import volume_effect
 from harness.report.frames import Frames, by_group
 from harness.report.palette import slug
+from harness.report.robustness import PATIENTS, robustness_panels
 from harness.report.tables import measures, survey_metrics
 
 Maker = Callable[[str], Picture | None]
@@ -103,22 +105,22 @@ def _draw(index: int) -> Picture | None:
 
 
 def _pairs(frames: Frames) -> Iterable[tuple[str, str]]:
-    return ((g, m) for g in frames.groups for m in by_group(frames, g, frames.cases))
+    return ((g, m) for g in frames.plain_groups for m in by_group(frames, g, frames.cases))
 
 
 def _curves(frames: Frames, folder: Path, _: str | None) -> Makers:
-    for g in frames.groups:
+    for g in frames.plain_groups:
         yield f"curves-{g}", partial(loss_curves, frames, g, folder)
 
 
 def _validation(frames: Frames, folder: Path, _: str | None) -> Makers:
-    for g in frames.groups:
+    for g in frames.plain_groups:
         for metric in validation_metrics(frames, g):
             yield f"validation-{metric}-{g}", partial(validation_curves, frames, g, metric, folder)
 
 
 def _sweeps(frames: Frames, folder: Path, _: str | None) -> Makers:
-    for g in frames.groups:
+    for g in frames.plain_groups:
         for m in by_group(frames, g, frames.curves):
             yield f"sweeps-{g}-{m}", partial(sweep_curves, frames, g, m, folder)
 
@@ -136,7 +138,7 @@ def _volume(frames: Frames, folder: Path, baseline: str | None) -> Makers:
 
 
 def _cost(frames: Frames, folder: Path, _: str | None) -> Makers:
-    for g in frames.groups:
+    for g in frames.plain_groups:
         yield f"cost-{g}", partial(cost_gain, frames, g, folder)
 
 
@@ -151,6 +153,13 @@ def _cases(frames: Frames, folder: Path, _: str | None) -> Makers:
         yield f"ranks-{g}-{m}", partial(critical_difference, frames, g, m, folder)
 
 
+def _robustness(frames: Frames, folder: Path, baseline: str | None) -> Makers:
+    places = dict.fromkeys((p.base, p.model, p.kind == PATIENTS) for p in robustness_panels(frames))
+    for base, model, patients in places:
+        name = f"{'patients' if patients else 'noise'}-{base}-{model}"
+        yield name, partial(robustness_curves, frames, base, model, patients, folder, baseline=baseline)
+
+
 FIGURES: dict[str, Callable[[Frames, Path, str | None], Makers]] = {
     "curves": _curves,
     "validation": _validation,
@@ -160,5 +169,6 @@ FIGURES: dict[str, Callable[[Frames, Path, str | None], Makers]] = {
     "cost": _cost,
     "distributions": _distributions,
     "cases": _cases,
+    "robustness": _robustness,
 }
 """Sections with figures, in the order in which they are drawn."""

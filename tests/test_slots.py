@@ -1,0 +1,197 @@
+"""Where cells run on one machine: devices, processes on each, as many as memory allows; and what a process leaves."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from harness import launch, processes
+from harness.cell import Cell, Place
+from harness.errors import BenchError
+from harness.estimates import Estimates
+from harness.launch import devices_of, slots_of
+from harness.plan import Entry
+from harness.records import RunRecord, read_record
+from harness.runner import run_cells
+from harness.suite import load_suite
+
+SUITE = """\
+suite: slots
+data: {manifest: phantom, split: default, slices: {size: [64, 64]}}
+models: [unet: {width: 2, depth: 2}]
+losses: [dice]
+seeds: 4
+train: {epochs: 1, steps: 1, batch: 2, optimizer: {adamw: {lr: 1e-2}}}
+quick: {cases: 1, epochs: 1, steps: 1}
+"""
+
+CELLS = r'''"""Cells that do nothing, for the processes of the pool."""
+
+import os
+import signal
+import time
+
+from harness.records import RunRecord
+
+
+def where(cell, place, *_):
+    """A cell that says where it ran."""
+    told = {"device": place.device, "beside": place.beside, "process": os.getpid()}
+    record = RunRecord(cell.train_id, cell.eval_id, "ok", "", cell.described(), environment=told)
+    time.sleep(0.5)  # so that no process takes the cell of another
+    return record
+
+
+def killed(cell, place, *_):
+    """The first cell dies as the system kills processes, and its counter says so; the second dies otherwise."""
+    if cell.seed == 0:
+        (place.out / "vmstat").write_text("oom_kill 8\n")
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def stores(cell, place, *_):
+    """A cell that writes its record."""
+    record = RunRecord(cell.train_id, cell.eval_id, "ok", "", cell.described())
+    cell.eval_folder(place.out).mkdir(parents=True)
+    record.write(cell.eval_folder(place.out) / "record.json")
+    return record
+'''
+
+
+@pytest.fixture
+def acts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The functions above, where the processes of a pool can import them."""
+    (tmp_path / "cells_of_slots.py").write_text(CELLS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cells_of_slots", raising=False)
+    return importlib.import_module("cells_of_slots")
+
+
+@pytest.fixture
+def cells(tmp_path: Path) -> list[Cell]:
+    (tmp_path / "slots.yaml").write_text(SUITE)
+    return list(load_suite(tmp_path / "slots.yaml", quick=True).cells)
+
+
+def _gpus(monkeypatch: pytest.MonkeyPatch, names: list[str]) -> None:
+    monkeypatch.setattr(launch.Path, "exists", lambda self: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(names))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(names))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: names[i])
+
+
+def test_auto_is_every_gpu_of_the_kind_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    _gpus(monkeypatch, ["A", "A", "old", "A"])
+    assert devices_of("auto") == ["cuda:0", "cuda:1", "cuda:3"]
+    assert devices_of("cuda") == ["cuda:0"] and devices_of("cuda:2, cuda:0") == ["cuda:2", "cuda:0"]
+    for asked, words in [
+        ("cuda:4", "torch sees 4 CUDA devices here"),
+        ("cuda:1,cuda:01", "cuda:1 stands twice; --per-device 2"),
+        ("cuda:0,cpu", "name one or the other"),
+        ("gpu", "expected auto, cpu, cuda, cuda:N or several"),
+        ("cuda:x", "torch sees 4"),
+    ]:
+        with pytest.raises(BenchError, match=words):
+            devices_of(asked)
+    _gpus(monkeypatch, [])
+    assert devices_of("auto") == ["cpu"]
+
+
+def test_processes_are_dealt_to_the_devices(cells: list[Cell]) -> None:
+    two, known = ["cuda:0", "cuda:1"], Estimates([])
+    assert slots_of(two, cells, known)[0] == two
+    slots, said = slots_of(two, cells, known, per_device=2)
+    assert slots == ["cuda:0", "cuda:1"] * 2 and said == "4 workers: 2 on cuda:0, 2 on cuda:1"
+    assert slots_of(two, cells, known, workers=3)[0] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert slots_of(two, cells[:1], known, per_device=4)[0] == ["cuda:0"]  # no more processes than cells
+    assert slots_of(["cpu"], cells, known, workers=3) == (["cpu"] * 3, "")
+    for given, words in [
+        ({"devices": two, "workers": 2, "per_device": 2}, "leave out one of the two"),
+        ({"devices": ["cpu"], "per_device": 2}, "on a CPU --workers says"),
+        ({"devices": two, "per_device": 0}, "expected at least 1"),
+    ]:
+        with pytest.raises(BenchError, match=words):
+            slots_of(cells=cells, estimates=known, **given)
+
+
+def test_on_a_cpu_memory_bounds_the_processes(cells: list[Cell], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "cores", lambda: 16)
+    monkeypatch.setattr(launch, "free_memory", lambda: 24 * 2**30)
+    cost = {"train_s": 1.0, "eval_s": 1.0, "steps": 1.0, "peak_rss_mb": 9.0 * 1024}
+    record = RunRecord("", "", "ok", "", cells[0].described(), cost=cost, environment={"device": "cpu"})
+    slots, said = slots_of(["cpu"], cells, Estimates([record]))
+    assert slots == ["cpu"] * 2
+    assert said == "2 workers: 16 cores, 24.0 GB free, about 9.0 GB a cell (in finished ones)"
+    slots, said = slots_of(["cpu"], cells, Estimates([]))
+    assert slots == ["cpu"] * 4 and said.endswith("(guessed from its size)")  # as many as cells
+    monkeypatch.setattr(launch, "free_memory", lambda: 0)
+    assert slots_of(["cpu"], cells, Estimates([]))[0] == ["cpu"]  # one, whatever there is
+
+
+def test_free_memory_is_within_the_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "GROUP", tmp_path)
+    assert 0 < processes.free_memory() < 2**50
+    (tmp_path / "memory.max").write_text("max\n")
+    assert processes.free_memory() > 5000
+    (tmp_path / "memory.max").write_text("9000\n")
+    (tmp_path / "memory.current").write_text("4000\n")
+    assert processes.free_memory() == 5000
+
+
+def test_every_process_has_its_device(cells: list[Cell], acts: Any, tmp_path: Path) -> None:
+    """No GPU is needed: `meta` is a device without memory."""
+    entries = [Entry(cell, "missing") for cell in cells]
+    records = run_cells(entries, Place(tmp_path, None), ["cpu", "meta", "cpu"], Console(quiet=True), run=acts.where)
+    told = {r.environment["process"]: (r.environment["device"], r.environment["beside"]) for r in records}
+    assert len(records) == 4 and sorted(told.values()) == [("cpu", 2), ("cpu", 2), ("meta", 1)]
+
+
+def test_a_process_that_the_system_killed_for_memory_is_out_of_memory(
+    cells: list[Cell], acts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "GROUP", tmp_path / "none")
+    monkeypatch.setattr(processes, "VMSTAT", tmp_path / "vmstat")
+    (tmp_path / "vmstat").write_text("pgfault 3\noom_kill 7\n")
+    out = Console(file=(tmp_path / "out.txt").open("w"), width=400)
+    entries = [Entry(cell, "missing") for cell in cells[:2]]
+    cost = {"train_s": 1.0, "eval_s": 1.0, "steps": 1.0, "peak_rss_mb": 3072.0}
+    known = Estimates([RunRecord("", "", "ok", "", cells[0].described(), cost=cost)])
+    first, second = run_cells(entries, Place(tmp_path, None), ["cpu"], out, estimates=known, run=acts.killed)
+    assert (first.status, second.status) == ("oom", "error")
+    assert "signal 9, and the system has just ended a process for lack of memory" in first.message
+    assert "`train: {accumulate: 2}`" in first.message and "accumulate" not in second.message
+    out.file.close()
+    text, log = (tmp_path / "out.txt").read_text(), tmp_path / first.train_id / "log.txt"
+    assert f"log: {log}" in text and "oom: its worker process died" in log.read_text()
+    assert text.count("memory: other cells of unet on phantom needed up to 3.0 GB") == 1
+    assert "2 cells in" in text and "1 oom, 1 error" in text
+
+
+def test_logs_say_device_steps_resumption_and_end(toy) -> None:
+    assert toy.bench("run", toy.suite(), "--only", "loss=dice").returncode == 0
+    folder = toy.records()["dice"]["folder"].parent
+    lines = [line[20:] for line in (folder / "log.txt").read_text().splitlines()]
+    assert lines[0] == "dice / unet / toy / seed 0 on cpu: 8 steps"
+    assert lines[1].startswith("trained, 8 of 8 steps in ") and lines[2].startswith("ok, evaluated in ")
+    # what is known now is in the plan
+    plan = json.loads(toy.bench("plan", toy.folder / "toy.yaml.suite", "--json").stdout)
+    assert {row["loss"]["label"]: row["seconds"] is None for row in plan} == {"dice": True, "ce": False}
+    text = " ".join(toy.bench("plan", toy.folder / "toy.yaml.suite").stdout.split())
+    assert "1 cells to run, about" in text and "of one process (from 1 finished)" in text
+
+
+def test_records_of_other_suites_are_as_they_were(cells: list[Cell], acts: Any, tmp_path: Path) -> None:
+    """The parent puts one copy of what cells share into the records it returns, and only where it is the same."""
+    entries = [Entry(cell, "missing") for cell in cells[:2]]
+    records = run_cells(entries, Place(tmp_path, None), ["cpu"], Console(quiet=True), run=acts.stores)
+    assert records[0].cell["data"] is records[1].cell["data"] is cells[0].data
+    for record, cell in zip(records, cells, strict=False):
+        assert read_record(cell.eval_folder(tmp_path) / "record.json") == record

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.cell import Place
+from harness.engine import Engine, check_engines
 from harness.launch import run_entries
 from harness.plan import Entry, make_plan, to_rerun
 from harness.ranking.rank import rank
@@ -83,6 +84,8 @@ def run(
     cluster: Folder | None = None,
     detach: bool = False,
     per_device: int | None = None,
+    engine: str = "single",
+    fuse: int | None = None,
 ) -> list[RunRecord]:
     """Train and measure the cells of a suite that have no record; returns the records of those that were started.
 
@@ -101,15 +104,21 @@ def run(
         cluster: A file that describes the cluster.
         detach: Submit to the cluster and return; the same call later attaches to what runs.
         per_device: Cells at once on each GPU; 1 by default.
+        engine: "single"; "fused": cells that differ only in their loss are trained as one; "mixed": that, beside
+            records of cells that were trained alone.
+        fuse: At most so many cells in a group; by default all.
 
     Raises:
-        BenchError: The data is not there, or a folder takes no files.
+        BenchError: The data is not there, a folder takes no files, or there are records of the other engine.
         KeyboardInterrupt: After Ctrl-C, when all checkpoints are written.
     """
     entries = plan(suite, out=out, reports=reports, only=only)
     place = Place(Path(out).resolve(), Path(data).resolve() if data is not None else None)
+    todo, way = to_rerun(entries, rerun), Engine(engine, fuse)
+    way.check()
+    check_engines(entries, todo, way)
     return run_entries(
-        to_rerun(entries, rerun),
+        todo,
         place,
         reports=Path(reports),
         device=device,
@@ -121,6 +130,7 @@ def run(
         detach=detach,
         per_device=per_device,
         known=[e.record for e in entries if e.record is not None],
+        engine=way,
     )
 
 

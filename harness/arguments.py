@@ -35,6 +35,15 @@ def parser_of(act: Mapping[str, Verb]) -> argparse.ArgumentParser:
         sub.add_argument("--rerun", choices=("diverged", "stale", "all"), help="also run cells of this state again")
         if name == "run":
             add_local_arguments(sub)
+            sub.add_argument(
+                "--engine",
+                default="single",
+                choices=("single", "fused", "mixed"),
+                help="train each cell alone, or those that differ only in their loss as one (default: single)",
+            )
+            sub.add_argument(
+                "--fuse", type=int, metavar="K", help="fuse at most K cells (default: all, as memory goes)"
+            )
             sub.add_argument("--fail-fast", action="store_true", help="start nothing more after the first failed cell")
             add_cluster_arguments(sub)
             sub.add_argument("--tensorboard", action="store_true", help=_TENSORBOARD)

@@ -62,10 +62,13 @@ def _run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from harness.cell import Place
+    from harness.engine import Engine, check_engines
     from harness.plan import make_plan, to_rerun
     from harness.tuning.studies import in_words
 
     console = Console(stderr=args.json)
+    engine = Engine(args.engine, args.fuse)
+    engine.check()
     if len(_outs(args)) > 1:
         raise BenchError("--out: a run writes to one folder; give one. `bench report` and `bench plan` merge several.")
     planned = _load(args)
@@ -73,6 +76,7 @@ def _run(args: argparse.Namespace) -> int:
     started: dict[str, int] = {}
     for suite, entries in planned:
         chosen = to_rerun(entries, args.rerun)
+        check_engines(entries, chosen, engine)
         started[suite.name] = len(chosen)
         todo |= {e.cell.eval_id: e for e in chosen}
         console.print(
@@ -97,6 +101,7 @@ def _run(args: argparse.Namespace) -> int:
 def _work(
     todo: list[Entry], place: Place, args: argparse.Namespace, console: Console, known: Sequence[RunRecord]
 ) -> None:
+    from harness.engine import Engine
     from harness.launch import run_entries
 
     run_entries(
@@ -112,6 +117,7 @@ def _work(
         detach=args.detach,
         per_device=args.per_device,
         known=known,
+        engine=Engine(args.engine, args.fuse),
     )
 
 

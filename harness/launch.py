@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.cell import Cell, Place
+from harness.engine import Engine
 from harness.errors import BenchError
 from harness.estimates import Estimates
 from harness.follow import Follow
@@ -36,6 +37,7 @@ def run_entries(
     detach: bool = False,
     per_device: int | None = None,
     known: Iterable[RunRecord] = (),
+    engine: Engine | None = None,
 ) -> list[RunRecord]:
     """Run cells of one or several suites, after the data was seen to be there and the folders to take files.
 
@@ -52,6 +54,7 @@ def run_entries(
         detach: As in `run`.
         per_device: As in `run`.
         known: Records of finished cells, to tell time and memory of these.
+        engine: Whether cells that differ only in their loss are trained as one.
 
     Raises:
         BenchError: As in `run`, or the device is not there.
@@ -60,7 +63,11 @@ def run_entries(
 
     if workers is not None and workers < 1:
         raise BenchError(f"--workers {workers}: expected at least 1.")
+    engine = engine or Engine()
+    engine.check()
     backend = _elsewhere(on, cluster, detach)
+    if backend is not None and engine.name != "single":
+        raise BenchError(f"--engine {engine.name}: cells are fused on this machine only; leave out --on {on}.")
     if not todo:
         return []
     if console is None:
@@ -83,7 +90,7 @@ def run_entries(
     slots, said = slots_of(devices, cells, estimates, workers, per_device)
     if said:
         console.print(said, highlight=False)
-    return run_cells([*todo], place, slots, console, fail_fast, estimates, follow=follow)
+    return run_cells([*todo], place, slots, console, fail_fast, estimates, follow=follow, engine=engine)
 
 
 def tuned(todo: Sequence[Entry], out: Path) -> tuple[Sequence[Entry], Follow | None]:

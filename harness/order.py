@@ -26,10 +26,16 @@ class Queue:
     Args:
         cells: In the order of the suites.
         weight: What a cell is expected to take; the unit does not matter.
+        trainings: Of a cell that stands for a group that is taken as one: the `train_id` of all of them.
     """
 
-    def __init__(self, cells: Iterable[Cell], weight: Callable[[Cell], float]) -> None:
-        self._weight = weight
+    def __init__(
+        self,
+        cells: Iterable[Cell],
+        weight: Callable[[Cell], float],
+        trainings: Callable[[Cell], Collection[str]] = lambda cell: (cell.train_id,),
+    ) -> None:
+        self._weight, self._trainings = weight, trainings
         self._texts: dict[int, tuple[Any, str]] = {}
         self._classes: dict[int, dict[Hashable, deque[Cell]]] = {}  # by length, by training set
         self._lengths: list[int] = []  # of the classes, the longest last
@@ -58,16 +64,18 @@ class Queue:
             None where no cell is left, or none whose training is not busy.
         """
         while (cell := self._pop(held, elsewhere)) is not None:
-            if cell.train_id not in self._busy:
-                self._busy.add(cell.train_id)
+            waits = next((t for t in self._trainings(cell) if t in self._busy), None)
+            if waits is None:
+                self._busy.update(self._trainings(cell))
                 return cell
-            self._aside.setdefault(cell.train_id, []).append(cell)
+            self._aside.setdefault(waits, []).append(cell)
         return None
 
     def done(self, cell: Cell) -> None:
         """A cell that was taken has ended."""
-        self._busy.discard(cell.train_id)
-        self._next.extend(self._aside.pop(cell.train_id, ()))
+        for training in self._trainings(cell):
+            self._busy.discard(training)
+            self._next.extend(self._aside.pop(training, ()))
 
     def __bool__(self) -> bool:
         """Whether a cell waits."""

@@ -149,6 +149,7 @@ class RunProgress:
         """Where the time of a cell went; its record may hold that of an earlier session, too."""
         evaluation = min(seconds, record.cost.get("eval_s", 0.0))
         here = record.cost.get("train_s", 0.0) if record.cost else seconds  # a cell that failed says nothing
+        here *= record.environment.get("fused_cells", 1)  # the first record of a group comes after the group's training
         training = min(seconds - evaluation, here) if slot in self._trained else 0.0
         self._trained.discard(slot)
         self._spent["training"] += training

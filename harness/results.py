@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from harness import __version__
 from harness.cell import ENGINE, PROFILE, Cell, Place
 from harness.data.conditions import Setting, settings_of
+from harness.engine import engine_notes
 from harness.metrics.table import ENGINES, LOSS, PROFILES, check_profiles, metric_of
 from harness.panels import panels
 from harness.plan import Entry
@@ -139,6 +140,7 @@ def notes_of(suite: Suite, entries: Sequence[Entry], reports: Path, damaged: Seq
         *_measured(suite),
         *_other_data(entries),
         *notes_on(told(entries)),
+        *engine_notes(entries),
         *_checks(entries),
     ]
 

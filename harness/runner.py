@@ -29,6 +29,7 @@ from harness.data.layouts import reader_of
 from harness.data.layouts.absent import absence
 from harness.data.manifest import load_manifest
 from harness.data.phantoms import is_phantom
+from harness.engine import Engine
 from harness.errors import BenchError
 from harness.estimates import Estimates
 from harness.follow import Follow
@@ -55,6 +56,8 @@ class Worker:
     process: Any
     connection: Connection
     cell: Cell | None = None
+    rest: list[Cell] = field(default_factory=list)  # of a group: the other cells that have no record yet
+    faulty: bool = False  # a cell of the group ended with an error
     deadline: float | None = None
     kills: int | None = None  # of the system for lack of memory, when the cell began
 
@@ -148,6 +151,7 @@ def run_cells(
     estimates: Estimates | None = None,
     run: Run | None = None,
     follow: Follow | None = None,
+    engine: Engine | None = None,
 ) -> list[RunRecord]:
     """Run cells on local worker processes.
 
@@ -160,6 +164,7 @@ def run_cells(
         estimates: What finished cells tell of the time of these.
         run: What a process runs a cell with instead of `harness.worker.run_cell`; for measurements and tests.
         follow: Cells that join the queue while others end.
+        engine: Whether cells that differ only in their loss are trained as one; each alone by default.
 
     Returns:
         The records of all cells that were started.
@@ -168,10 +173,12 @@ def run_cells(
         KeyboardInterrupt: After Ctrl-C, when all checkpoints are written.
     """
     cells = [e.cell for e in entries]
+    engine = engine or Engine()
+    jobs = {job[0].eval_id: job for job in engine.jobs(cells)}
     fresh = {e.cell.eval_id for e in entries if not e.todo}  # finished ones that were asked for again
     estimates = estimates or Estimates(())
     follow = follow or Follow(lambda cell, record: ())
-    pool = Pool(place, [*devices[: max(1, len(cells) + follow.total)]], run)
+    pool = Pool(place, [*devices[: max(1, len(jobs) + follow.total)]], run)
     records: list[RunRecord] = []
     clean = False
     known = [estimates.weight(c) for c in (*cells, *follow.later)]
@@ -182,9 +189,8 @@ def run_cells(
     try:
         faults = _prepare_all([*cells, *follow.later], pool, console)
         progress.prepared()
-        queue = Queue(cells, estimates.weight)
         with progress:
-            for record in _dispatch(queue, fresh, pool, progress, faults, estimates, follow):
+            for record in _dispatch(jobs, fresh, pool, progress, faults, estimates, follow, engine):
                 records.append(record)
                 if fail_fast and record.status in FAILED and record.cell["seed"] != TUNING_SEED:
                     break
@@ -252,25 +258,40 @@ def _prepare_all(cells: list[Cell], pool: Pool, console: Console) -> dict[Shared
 
 
 def _dispatch(
-    queue: Queue,
+    jobs: dict[str, list[Cell]],
     fresh: set[str],
     pool: Pool,
     progress: RunProgress,
     faults: dict[Shared, str],
     estimates: Estimates,
     follow: Follow,
+    engine: Engine,
 ) -> Iterator[RunRecord]:
+    def weight_of(cell: Cell) -> float:
+        return sum(estimates.weight(c) for c in jobs[cell.eval_id])
+
+    # the first cell of a job stands for all of them
+    queue = Queue((job[0] for job in jobs.values()), weight_of, lambda cell: [c.train_id for c in jobs[cell.eval_id]])
+    cells = {cell.eval_id: cell for job in jobs.values() for cell in job}
+
+    def join(ended: Cell, record: RunRecord) -> None:
+        for cell in follow(ended, record):
+            jobs[cell.eval_id], cells[cell.eval_id] = [cell], cell
+            queue.add(cell)
+
     busy: dict[int, Cell] = {}
     held: dict[int, Hashable] = {}  # the training set that each process keeps from its last cell
     waiting: list[Cell] = []  # cells that other processes run
     look = 0.0
     while queue or busy or waiting:
         if waiting and not queue and time.monotonic() > look:
+            leading = {c.eval_id for c in busy.values()}
             still = []
             for one in waiting:
-                if claims.held(one.folder(pool.place.out)):
+                if one.eval_id in leading or claims.held(one.folder(pool.place.out)):
                     still.append(one)
                 else:
+                    jobs[one.eval_id] = [one]
                     queue.add(one)
             waiting = still
             progress.waiting(0 if busy or queue else len(waiting))
@@ -281,42 +302,50 @@ def _dispatch(
                 cell = queue.take(held.get(slot), others)
                 if cell is None:
                     break
-                weight = estimates.weight(cell)
+                job = jobs[cell.eval_id]
                 if (fault := faults.get(_shared(cell))) and not cell.skip:
-                    progress.started(slot, cell.title, weight)
-                    record = _finish(cell, slot, _failed(cell, pool.place, "error", fault), progress)
-                    _ended_in(queue, cell, record, follow)
-                    yield record
+                    queue.done(cell)
+                    for one in job:
+                        progress.started(slot, one.title, estimates.weight(one))
+                        record = _finish(one, slot, _failed(one, pool.place, "error", fault), progress)
+                        join(one, record)
+                        yield record
                     continue
-                _begin(pool, slot, cell, cell.eval_id in fresh)
-                progress.started(slot, cell.title, weight)
+                _begin(pool, slot, job, fresh, alone=engine.name == "single")
+                progress.started(slot, _title(job), weight_of(cell))
                 busy[slot], held[slot] = cell, queue.group(cell)
         for slot, record in _collect(pool, progress):
-            ended = busy.pop(slot, None)
-            if ended is not None and claims.is_held(record):
+            worker = pool.slots.get(slot)
+            if (worker is None or worker.cell is None) and (ended := busy.pop(slot, None)) is not None:
                 queue.done(ended)
-                waiting.append(ended)
-                continue
-            if ended is not None:
-                _ended_in(queue, ended, record, follow)
-            yield record
+            if claims.is_held(record):
+                waiting.append(cells[record.eval_id])
+            else:
+                join(cells[record.eval_id], record)
+                yield record
 
 
-def _ended_in(queue: Queue, cell: Cell, record: RunRecord, follow: Follow) -> None:
-    """A cell of the queue has ended: others may join it."""
-    queue.done(cell)
-    for joining in follow(cell, record):
-        queue.add(joining)
-
-
-def _begin(pool: Pool, slot: int, cell: Cell, fresh: bool) -> None:
+def _begin(pool: Pool, slot: int, job: list[Cell], fresh: set[str], alone: bool) -> None:
     worker = pool.slots.get(slot)
     if worker is None or not worker.process.is_alive():
         worker = pool.start(slot)
-    worker.cell = cell
-    worker.deadline = time.monotonic() + cell.timeout + START_SECONDS if cell.timeout else None
+    worker.cell, *worker.rest = job
+    worker.faulty = False
+    limit = _limit(worker)
+    worker.deadline = time.monotonic() + limit + START_SECONDS if limit else None
     worker.kills = oom_kills()
-    _send(worker, ("cell", (cell, fresh)))
+    mine = frozenset(c.eval_id for c in job if c.eval_id in fresh)
+    _send(worker, ("cell", (job[0], bool(mine))) if alone else ("group", (job, mine)))
+
+
+def _title(job: list[Cell]) -> str:
+    return job[0].title + (f" and {len(job) - 1} more losses" if len(job) > 1 else "")
+
+
+def _limit(worker: Worker) -> float | None:
+    """Seconds that a worker has for what it runs; None for no limit."""
+    cells = [c for c in (worker.cell, *worker.rest) if c is not None]
+    return sum(c.timeout or 0.0 for c in cells) if all(c.timeout for c in cells) else None
 
 
 def _collect(pool: Pool, progress: RunProgress) -> Iterator[tuple[int, RunRecord]]:
@@ -332,30 +361,48 @@ def _collect(pool: Pool, progress: RunProgress) -> Iterator[tuple[int, RunRecord
             reason = f"its worker process died ({cause_of_death(worker.process, oom)})"
             if oom:
                 reason += f"; {remedy(worker.cell, pool.seat(slot))}"
-            yield slot, _ended(pool, slot, "oom" if oom else "error", reason, progress)
+            yield from _ended(pool, slot, "oom" if oom else "error", reason, progress)
             pool.start(slot)
         elif message[0] == "started":
-            worker.deadline = time.monotonic() + worker.cell.timeout if worker.cell.timeout else None
+            limit = _limit(worker)
+            worker.deadline = time.monotonic() + limit if limit else None
         elif message[0] == "progress":
             progress.moved(slot, *message[1])
         else:
-            cell, worker.cell = worker.cell, None
-            if pool.devices[slot] != "cpu" and message[1].status in ("error", "oom"):
+            cell = _reported(worker, message[1].eval_id)
+            worker.faulty |= message[1].status in ("error", "oom")
+            if pool.devices[slot] != "cpu" and worker.faulty and worker.cell is None:
                 _end_now(worker)  # after a fault on the device nothing works in its process any more
                 del pool.slots[slot]
             yield slot, _finish(cell, slot, message[1], progress)
+            if worker.cell is not None:
+                progress.started(slot, worker.cell.title, 0.0)  # the first had the weight of all
     for slot, worker in list(pool.slots.items()):
         if worker.cell is not None and worker.deadline is not None and time.monotonic() > worker.deadline:
             _end_now(worker)
-            reason = f"not finished after {worker.cell.timeout:g} s"
-            yield slot, _ended(pool, slot, "timeout", reason, progress)
+            reason = f"not finished after {_limit(worker):g} s"
+            yield from _ended(pool, slot, "timeout", reason, progress)
             pool.start(slot)
 
 
-def _ended(pool: Pool, slot: int, status: str, reason: str, progress: RunProgress) -> RunRecord:
-    cell = pool.slots[slot].cell
-    assert cell is not None
-    return _finish(cell, slot, _failed(cell, pool.place, status, reason), progress)
+def _reported(worker: Worker, eval_id: str) -> Cell:
+    """The cell of a worker that a record is of; it has one less then."""
+    assert worker.cell is not None
+    cells = [worker.cell, *worker.rest]
+    cell = next((c for c in cells if c.eval_id == eval_id), worker.cell)
+    cells.remove(cell)
+    worker.cell, worker.rest = (cells[0], cells[1:]) if cells else (None, [])
+    return cell
+
+
+def _ended(pool: Pool, slot: int, status: str, reason: str, progress: RunProgress) -> Iterator[tuple[int, RunRecord]]:
+    """The records of all cells that a worker leaves without one."""
+    worker = pool.slots[slot]
+    while worker.cell is not None:
+        cell = _reported(worker, worker.cell.eval_id)
+        yield slot, _finish(cell, slot, _failed(cell, pool.place, status, reason), progress)
+        if worker.cell is not None:
+            progress.started(slot, worker.cell.title, 0.0)
 
 
 def _finish(cell: Cell, slot: int, record: RunRecord, progress: RunProgress) -> RunRecord:

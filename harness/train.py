@@ -1,4 +1,4 @@
-"""The training loop. There is one.
+"""The training loop. There is one; what it drives is a cell, or several that step together (`harness.fused`).
 
 It never waits for the device within an epoch: losses are summed where they are computed and read once an epoch.
 Every random stream is keyed by (seed, step), so a checkpoint needs no history to continue bit for bit.
@@ -14,14 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from harness.cell import Cell
 from harness.checkpoints import UnusableCheckpoint, read_checkpoint, write_checkpoint
-from harness.data.batches import TrainSet
+from harness.data.batches import Batch, TrainSet
 from harness.deep_supervision import Scales, downsampled
 from harness.errors import BenchError
 from harness.losses.calls import needs_of
@@ -29,6 +29,7 @@ from harness.losses.needs import LABEL_NEEDS
 from harness.losses.targets import derive
 from harness.models.build import digest
 from harness.models.heads import attach, head_channels
+from harness.models.output import Output
 from harness.models.weights import learning_factors
 from harness.optim import Schedule, make_optimizer
 from harness.predict import memory_format
@@ -109,6 +110,39 @@ class Hooks:
     write: Write = write_atomic
 
 
+class Steps(Protocol):
+    """What the training loop drives."""
+
+    def begin(self) -> None:
+        """Start, or take up from a checkpoint."""
+
+    def epoch(self) -> int | None:
+        """The epoch that the next step belongs to; None when there is none."""
+
+    def pause(self) -> None:
+        """Called before every step: a checkpoint where it is time for one, and `Stopped` where that is asked for."""
+
+    def step(self) -> None:
+        """One step."""
+
+    def end_epoch(self, epoch: int) -> None:
+        """Called after the last step of an epoch."""
+
+    def finish(self) -> None:
+        """Called after the last epoch."""
+
+
+def training_loop(steps: Steps) -> None:
+    """Train to the end."""
+    steps.begin()
+    while (epoch := steps.epoch()) is not None:
+        while steps.epoch() == epoch:
+            steps.pause()
+            steps.step()
+        steps.end_epoch(epoch)
+    steps.finish()
+
+
 class Trainer:
     """One training of one cell.
 
@@ -162,6 +196,10 @@ class Trainer:
         self.parameters = [p for p in self.trained.parameters() if p.requires_grad]
         self.targets = Stopwatch(self.device)
         self.progress = Progress()
+        self.sharing = 1  # cells that step together, this one included
+        self.engine: dict[str, Any] = {"engine": "single"}  # as the record says it
+        self._begun = False
+        self._hour: tuple[int, dict[str, Tensor]] = (-1, {})
 
     def _heads(self, channels: dict[str, int]) -> nn.Module:
         image = self.data.batch(0, self.batch, self.cell.seed_base).image[:1]
@@ -175,19 +213,28 @@ class Trainer:
             UnusableCheckpoint: The checkpoint is damaged or of another cell; without it training starts anew.
             BenchError: The best epoch is wanted, and no epoch has a value to go by.
         """
-        if not self._resume():
-            self.progress.fingerprints = {"init": digest(self.model), "batches": self._fingerprint()}
-        state = self.progress
-        self.hooks.began(state.step)
-        self._before, self._began, self._saved = state.seconds, time.monotonic(), time.monotonic()
+        training_loop(self)
+        return self.progress
+
+    def begin(self) -> None:
+        """Start, or take up from the checkpoint; once only."""
+        if not self._begun:
+            if not self._resume():
+                self.progress.fingerprints = {"init": digest(self.model), "batches": self._fingerprint()}
+            self._begun = True
+            self._saved = time.monotonic()
+            self.hooks.began(self.progress.step)
+        self._since = time.monotonic()
         self.model.train()
-        while state.step < self.steps and not state.diverged:
-            epoch = state.step // self.per_epoch
-            clock = self._clock(epoch)
-            while state.step < (epoch + 1) * self.per_epoch:
-                self._pause()
-                self._step(clock)
-            self._end_epoch(epoch)
+
+    def epoch(self) -> int | None:
+        """The epoch of the next step."""
+        state = self.progress
+        return None if state.step >= self.steps or state.diverged else state.step // self.per_epoch
+
+    def finish(self) -> None:
+        """Take the weights of the best epoch where these are wanted."""
+        state = self.progress
         if state.best_weights is not None:
             self.model.load_state_dict(state.best_weights)
         elif self.cell.train["select"] != "last" and not state.diverged:
@@ -195,35 +242,67 @@ class Trainer:
                 f"select: {self.cell.train['select']}: the validation cases gave no value in any epoch, so no epoch is "
                 "the best; take other validation cases, or `select: last`."
             )
-        state.seconds = self._before + time.monotonic() - self._began
-        return state
+        self.tally()
 
-    def _step(self, clock: dict[str, Tensor]) -> None:
-        state, base = self.progress, self.cell.seed_base
-        batch = self.data.batch(state.step, self.batch, base)
-        lr = self.schedule.apply(self.optimizer, state.step)
-        # a loss or a layer that draws from the global generator moves no other cell, and no later step
-        torch.manual_seed(seed_of("dropout", base, state.step))
+    def tally(self) -> None:
+        """Add the time since the last call; of cells that step together each has its share."""
+        now = time.monotonic()
+        self.progress.seconds += (now - self._since) / self.sharing
+        self._since = now
+
+    def step(self) -> None:
+        """One step of this cell alone."""
+        found: dict[str, Tensor] = {}
+        batch = self.draw()
         self.optimizer.zero_grad(set_to_none=True)
         for number, part in enumerate(batch.parts(self.accumulate)):
-            self._part = number
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+            with self.precision():
                 output = self.model(part.image.contiguous(memory_format=self.layout))
-            logits = output.logits.float()
-            given = output.offered()
-            for heads in self.trained[1:]:
-                given |= heads(output.embedding)
-            lower = output.aux if self.supervised else None
-            offered = partial(self._offered, clock, part.weight)
-            terms = self.scales(logits, lower, part.target, part.spacing, offered, given)
-            torch.autograd.backward(terms["loss"] / self.accumulate if self.accumulate > 1 else terms["loss"])
-            for name, value in terms.items():
-                one = value.detach() / self.accumulate if self.accumulate > 1 else value.detach()
-                state.sums[name] = state.sums[name] + one if name in state.sums else one
+            self.learn(output, part, number, found)
+        self.update(found)
+
+    def draw(self) -> Batch:
+        """The batch of the next step; the global generator is left at this step's stream of dropout."""
+        base = self.cell.seed_base
+        batch = self.data.batch(self.progress.step, self.batch, base)
+        # a loss or a layer that draws from the global generator moves no other cell, and no later step
+        torch.manual_seed(seed_of("dropout", base, self.progress.step))
+        return batch
+
+    def precision(self) -> torch.autocast:
+        """The context of the network's pass."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast)
+
+    def learn(self, output: Output, part: Batch, number: int, found: dict[str, Tensor]) -> None:
+        """Differentiate the loss on a part of a batch.
+
+        Args:
+            output: What the network gives for the part.
+            part: The part, of `accumulate`.
+            number: Its number, from 0.
+            found: The terms of the loss over the whole batch, "loss" among them; those of the part are added.
+        """
+        self._part = number
+        given = output.offered()
+        for heads in self.trained[1:]:
+            given |= heads(output.embedding)
+        lower = output.aux if self.supervised else None
+        offer = partial(self._offered, self._clock(), part.weight)
+        terms = self.scales(output.logits.float(), lower, part.target, part.spacing, offer, given)
+        torch.autograd.backward(terms["loss"] / self.accumulate if self.accumulate > 1 else terms["loss"])
+        for name, value in terms.items():
+            own = value.detach() / self.accumulate if self.accumulate > 1 else value.detach()
+            found[name] = found[name] + own if name in found else own
+
+    def update(self, terms: dict[str, Tensor]) -> None:
+        """Let the gradients of a step move the weights, and count it."""
+        state = self.progress
+        self._lr = self.schedule.apply(self.optimizer, state.step)
         if self.cell.train["clip"] is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.cell.train["clip"])
         self.optimizer.step()
-        self._lr = lr
+        for name, value in terms.items():
+            state.sums[name] = state.sums[name] + value if name in state.sums else value
         state.step += 1
 
     def _offered(
@@ -244,15 +323,20 @@ class Trainer:
             offered["generator"] = torch.Generator(self.device).manual_seed(seed)
         return offered
 
-    def _clock(self, epoch: int) -> dict[str, Tensor]:
+    def _clock(self) -> dict[str, Tensor]:
+        epoch = self.progress.step // self.per_epoch
+        if self._hour[0] == epoch:  # copied to the device once an epoch
+            return self._hour[1]
         values = {
             "progress": epoch / (self.epochs - 1) if self.epochs > 1 else 0.0,
             "epoch": float(epoch),
             "epochs": float(self.epochs),
         }
-        return {k: torch.tensor(v, device=self.device) for k, v in values.items()}
+        self._hour = (epoch, {k: torch.tensor(v, device=self.device) for k, v in values.items()})
+        return self._hour[1]
 
-    def _end_epoch(self, epoch: int) -> None:
+    def end_epoch(self, epoch: int) -> None:
+        """Read the sums of the epoch, validate, and write the row of the curve."""
         state = self.progress
         means = {k: float(v) / self.per_epoch for k, v in state.sums.items()}  # the one read from the device
         state.sums = {}
@@ -302,17 +386,26 @@ class Trainer:
                 total.update(part.cpu().contiguous().numpy().tobytes())
         return total.hexdigest()
 
-    def _pause(self) -> None:
+    def pause(self) -> None:
+        """Write a checkpoint where one is due or the training is to stop."""
         stop = self.hooks.stop()
-        now = time.monotonic()
-        if stop or now - self._saved > CHECKPOINT_SECONDS:
-            self.progress.seconds = self._before + now - self._began
-            self.progress.targets += self.targets.read()
-            self._save()
-            self._saved = time.monotonic()
-            self.progress.aside += self._saved - now
+        if stop or self.due():
+            self.keep()
         if stop:
             raise Stopped
+
+    def due(self) -> bool:
+        """Whether the last checkpoint is old; cells that step together write theirs in turn, and less often."""
+        return time.monotonic() - self._saved > CHECKPOINT_SECONDS * self.sharing
+
+    def keep(self) -> None:
+        """Write the checkpoint."""
+        began = time.monotonic()
+        self.tally()
+        self.progress.targets += self.targets.read()
+        self._save()
+        self._saved = time.monotonic()
+        self.progress.aside += self._saved - began
 
     def _save(self) -> None:
         if self.path is None:
@@ -320,8 +413,9 @@ class Trainer:
         state = self.progress
         content = {
             "train_id": self.cell.train_id,
+            "engine": self.engine,
             "sources": self._sources(),
-            "trained": self.trained.state_dict(),
+            "trained": {name: _own(value) for name, value in self.trained.state_dict().items()},
             "loss": self.loss.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state(),
@@ -346,8 +440,15 @@ class Trainer:
             self.optimizer.load_state_dict(content["optimizer"])
             self.schedule.restore(content["schedule"])
             self.progress = Progress(**content["progress"])
+            self.engine = content.get("engine", self.engine)
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise UnusableCheckpoint(f"{self.path}: of another version ({type(error).__name__}).") from None
         # the optimizer's step counters stay on the CPU, where reading them waits for nothing
         self.progress.sums = {k: v.to(self.device) for k, v in self.progress.sums.items()}
         return True
+
+
+def _own(value: Tensor) -> Tensor:
+    """The tensor without what it is a part of: a file would hold the whole."""
+    whole = value.untyped_storage().nbytes()
+    return value if whole == value.nbytes else value.detach().clone()

@@ -14,7 +14,7 @@ import resource
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -34,6 +34,7 @@ from harness.data.manifest import Manifest, load_manifest
 from harness.data.prepare import prepare
 from harness.errors import BenchError
 from harness.evaluation import evaluate_cell, validator
+from harness.fused import train, train_one
 from harness.loss_scores import loss_scores
 from harness.losses.build import build_loss
 from harness.losses.prepared import prepare_loss
@@ -47,6 +48,8 @@ from harness.train import Hooks, Stopped, Trainer
 from harness.tuning.study import Choice, choice_of
 
 Report = Callable[[int, int, float], None]
+# From a cell to its record, with a pause: a trainer comes out, and goes on when that has trained.
+Course = Generator[Trainer, None, RunRecord]
 
 
 def run_cell(
@@ -63,6 +66,74 @@ def run_cell(
     one continues from its checkpoint; `fresh` forgets what is there, when the cell's turn has come. For a cell that
     another process runs, on this host or another, the answer is a record of which `claims.is_held` is true.
     """
+    course = _course(cell, place, cases or Cases(place), report, stop, fresh)
+    ended: Exception | None = None
+    try:
+        train_one(next(course))
+    except StopIteration as done:
+        record: RunRecord = done.value
+        return record
+    except Exception as error:
+        ended = error
+    return _record_of(course, ended)
+
+
+def run_group(
+    cells: Sequence[Cell],
+    place: Place,
+    cases: Cases | None = None,
+    report: Report = lambda done, total, loss: None,
+    stop: Callable[[], bool] = lambda: False,
+    fresh: frozenset[str] = frozenset(),
+) -> Iterator[RunRecord]:
+    """Train cells that differ only in their loss as one (`harness.fused`), and evaluate each; as `run_cell` otherwise.
+
+    Args:
+        cells: The cells, of distinct trainings.
+        place: As in `run_cell`.
+        cases: As in `run_cell`.
+        report: Told of the group's progress, once for all cells.
+        stop: As in `run_cell`.
+        fresh: `eval_id` of the cells for which what is there is forgotten.
+
+    Yields:
+        The record of every cell, as it is made.
+    """
+    cases, told = cases or Cases(place), -1
+
+    def once(done: int, total: int, loss: float) -> None:
+        nonlocal told
+        if done > told:
+            told = done
+            report(done, total, loss)
+
+    courses: dict[Trainer, Course] = {}
+    with contextlib.ExitStack() as stack:
+        for cell in cells:
+            course = _course(cell, place, cases, once, stop, cell.eval_id in fresh)
+            stack.callback(course.close)  # gives its claim back, whatever happens to the others
+            try:
+                courses[next(course)] = course
+            except StopIteration as ended:
+                yield ended.value
+        for trainer, error in train([*courses], lambda t, text: log(t.cell.folder(place.out), text)):
+            yield _record_of(courses.pop(trainer), error)
+
+
+def _record_of(course: Course, error: Exception | None) -> RunRecord:
+    """Let a cell go on that has trained, or whose training ended with an exception."""
+    try:
+        if error is None:
+            next(course)
+        else:
+            course.throw(error)
+    except StopIteration as ended:
+        record: RunRecord = ended.value
+        return record
+    raise RuntimeError("a cell trains once")
+
+
+def _course(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callable[[], bool], fresh: bool) -> Course:
     folder = cell.folder(place.out)
     with contextlib.ExitStack() as stack:
         try:
@@ -81,7 +152,7 @@ def run_cell(
                     lease.remove(path)
             if (done := finished(cell, place.out)) is not None:
                 return done
-            record = _attempt(cell, place, cases or Cases(place), report, lambda: stop() or lease.lost, lease)
+            record = yield from _attempt(cell, place, cases, report, lambda: stop() or lease.lost, lease)
             return _store(record, cell, place, lease)
         except LostLease:
             log(folder, f"another process took this cell over from process {os.getpid()}; what it made is discarded")
@@ -92,16 +163,14 @@ def run_cell(
             return _record(cell, "error", _os_sentence(error))
 
 
-def _attempt(
-    cell: Cell, place: Place, cases: Cases, report: Report, stop: Callable[[], bool], lease: Lease
-) -> RunRecord:
+def _attempt(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callable[[], bool], lease: Lease) -> Course:
     try:
         try:
-            return _run(cell, place, cases, report, stop, lease)
+            return (yield from _run(cell, place, cases, report, stop, lease))
         except UnusableCheckpoint as error:
             log(lease.folder, f"{error} The training starts anew.")
             lease.remove(lease.folder / "checkpoint.pt")
-            return _run(cell, place, cases, report, stop, lease)
+            return (yield from _run(cell, place, cases, report, stop, lease))
     except LostLease:
         raise
     except Stopped:
@@ -120,7 +189,7 @@ def _attempt(
         return _record(cell, "error", f"{type(error).__name__}: {_first_line(error)} ({_where(error)})")
 
 
-def _run(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callable[[], bool], lease: Lease) -> RunRecord:
+def _run(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callable[[], bool], lease: Lease) -> Course:
     if cell.skip:
         return _record(cell, "skip", cell.skip)
     losses = [(cell.loss, cell.loss_digest), *((one["loss"], one["digest"]) for one in cell.scored_by.values())]
@@ -139,7 +208,7 @@ def _run(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callable[
         if cell.init_path is not None:
             load_initial(model, Path(cell.init_path), cell.model["init"])
         tuned = _tuned(cell, place)
-        record = _train(tuned.cell, place, cases, manifest, model, report, stop, lease)
+        record = yield from _train(tuned.cell, place, cases, manifest, model, report, stop, lease)
         record = replace(record, train_id=cell.train_id, cell=cell.described(), tuned=tuned.told)
         record.write(lease.folder / "train.json", lease.write)
         lease.remove(lease.folder / "checkpoint.pt")
@@ -232,7 +301,7 @@ def _train(
     report: Report,
     stop: Callable[[], bool],
     lease: Lease,
-) -> RunRecord:
+) -> Course:
     folder, device = lease.folder, torch.device(place.device)
     data, labels, counted = cases.train_set(cell, manifest)
     classes = manifest.num_classes
@@ -267,10 +336,12 @@ def _train(
         told["labels"] = json.dumps(cases.changed, sort_keys=True)
         log(folder, f"labels degraded ({title_of(cell.data['labels'])}): {told['labels']}")
     try:
-        state = trainer.run()
+        trainer.begin()  # a checkpoint of no use shows before other cells wait for this one
+        yield trainer
     except Stopped:
         log(folder, f"stopped at step {trainer.progress.step} of {trainer.steps}, checkpoint written")
         raise
+    state = trainer.progress
     columns = list(dict.fromkeys(key for row in state.curve for key in row))
     curve = write_rows(folder / "curve.csv", columns, state.curve, lease.write)
     if not state.diverged and not all(bool(torch.isfinite(v).all()) for v in model.state_dict().values()):
@@ -293,7 +364,7 @@ def _train(
         fingerprints=state.fingerprints | {"train_data": cases.fingerprint} | told,
         weights=digest(model),
         cost=cost,
-        environment=_environment(device),
+        environment=_environment(device) | trainer.engine,
         checks=checked,
         files={"curve.csv": curve},
     )
@@ -429,8 +500,13 @@ def worker_main(connection: Connection, place: Place, run: Callable[..., RunReco
                 except OSError:  # the parent is gone: keep the checkpoint and end
                     stopping = True
 
-            cell, fresh = payload
             connection.send(("started", None))
+            if task == "group":
+                cells, again = payload
+                for record in run_group(cells, place, cases, report, lambda: stopping, again):
+                    connection.send(("record", record))
+                continue
+            cell, fresh = payload
             record = run(cell, place, cases, report, lambda: stopping, fresh)
             connection.send(("record", record))
 

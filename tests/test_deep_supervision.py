@@ -239,7 +239,7 @@ def test_the_first_step_by_hand(cell: Cell) -> None:
         output = trainer.model.train()(batch.image)
     levels = [float(x[:, 1].mean()) for x in [output.logits, *output.aux]]
     assert len(levels) == 2
-    trainer._step(trainer._clock(0))
+    trainer.step()
     assert float(trainer.progress.sums["loss"]) == pytest.approx((levels[0] + levels[1] / 2) / 1.5, rel=1e-5)
 
 
@@ -252,7 +252,7 @@ def test_a_loss_that_asks_for_the_lower_logits_gets_them_and_is_called_once(cell
             return sum(a.mean() for a in aux) + logits.mean()
 
     trainer = _trainer(cell, OnAux())
-    trainer._step(trainer._clock(0))
+    trainer.step()
     assert OnAux.calls == 1
 
 
@@ -265,7 +265,7 @@ def test_each_scale_has_random_numbers_of_its_own(cell: Cell) -> None:
             return logits.mean()
 
     trainer = _trainer(cell, Chance())
-    trainer._step(trainer._clock(0))
+    trainer.step()
     assert len(set(Chance.drawn)) == 2
-    _trainer(cell, Chance(), UNet(1, 2, width=2, depth=2))._step(trainer._clock(0))
+    _trainer(cell, Chance(), UNet(1, 2, width=2, depth=2)).step()
     assert Chance.drawn[2] == Chance.drawn[0]  # the full resolution draws what it does without deep supervision

@@ -11,6 +11,7 @@ from harness.plan import Entry
 NAMES = {
     "device": "the device", "threads": "the number of threads", "instructions": "the processor's instructions",
     "platform": "the operating system", "bench": "the version of bench", "python": "the version of Python",
+    "engine": "the engine of training", "fused_cells": "the number of cells trained as one",
 }  # fmt: skip
 PAIRED = {"init": "initial weights", "batches": "batches"}
 
@@ -31,7 +32,9 @@ def hardware_differs(entries: Sequence[Entry], ranked: Sequence[str]) -> bool:
     """Whether times cannot be compared: devices, processors, threads or torch are not the same."""
     ours = _values([e for e in entries if e.cell.loss_label in ranked])
     theirs = _values([e for e in entries if e.cell.loss_label not in ranked])
-    return any(ours[k] | theirs[k] != ours[k] for k in ("device", "instructions", "platform", "threads", "torch"))
+    return any(
+        ours[k] | theirs[k] != ours[k] for k in ("device", "engine", "instructions", "platform", "threads", "torch")
+    )
 
 
 def _environments(ours: Sequence[Entry], theirs: Sequence[Entry]) -> list[str]:
@@ -50,8 +53,10 @@ def _environments(ours: Sequence[Entry], theirs: Sequence[Entry]) -> list[str]:
 def _values(entries: Sequence[Entry]) -> defaultdict[str, set[str]]:
     found: defaultdict[str, set[str]] = defaultdict(set)
     for entry in entries:
-        for key, value in (entry.record.environment if entry.record else {}).items():
-            found[key].add(str(value))
+        environment = entry.record.environment if entry.record else {}
+        for key, value in ({"engine": "single"} | environment if environment else {}).items():
+            if key != "engine_note":
+                found[key].add(str(value))
     return found
 
 

@@ -1,0 +1,424 @@
+"""Cells trained as one against the same cells alone: gradients, weights, resumption, and what must not reach others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from harness.cell import Cell
+from harness.data.augment import Batch
+from harness.data.batches import TrainSet
+from harness.data.prepare import Prepared
+from harness.errors import BenchError
+from harness.fused import Group, train, train_one
+from harness.losses import LOSSES
+from harness.losses.build import build_loss
+from harness.losses.compound import Sum
+from harness.models import MODELS, PROVIDES
+from harness.models.build import build_model, digest
+from harness.models.output import Output
+from harness.resolve import load
+from harness.suite import load_suite
+from harness.train import Hooks, Stopped, Trainer
+
+SUITE = """\
+suite: toy
+data: {{manifest: phantom, split: default, {view}}}
+models: [unet: {{width: 2, depth: 2}}]
+losses: [dice]
+train: {{epochs: 3, steps: 4, batch: 2, optimizer: {{sgd: {{lr: 1e-2, momentum: 0.9}}}}, {train}}}
+"""
+FLAT, DEEP = "slices: {size: [32, 32]}", "patches: {size: [16, 16, 16], foreground: 0.5}"
+CLASSES = 3
+TOKENS = {"hidden": 16, "layers": 2, "heads": 2, "mlp": 32}
+SMALL: dict[str, dict[str, Any]] = {
+    "unet": {"width": 4, "depth": 3},
+    "transunet": {"width": 4, "blocks": [1, 1, 1], "decoder": [16, 8, 8, 4], "dropout": 0.0, **TOKENS},
+    "shape_prior": {"width": 4, "depth": 3, "layers": 1, "heads": 2, "shapes": 4, "latent": 8},
+    "jadon_unet": {"width": 4},
+    "attention_unet": {"width": 4, "depth": 3},
+    "nnunet": {"width": 4},
+    "segresnet": {"width": 8, "blocks_down": [1, 1], "blocks_up": [1]},
+    "unetr": {"width": 4, "hidden_size": 24, "mlp_dim": 32, "num_heads": 2},
+    "swin_unetr": {"width": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 2], "window_size": 2},
+}
+
+
+def _cell(folder: Path, view: str = FLAT, train: str = "schedule: poly") -> Cell:
+    (folder / "toy.yaml").write_text(SUITE.format(view=view, train=train))
+    return load_suite(folder / "toy.yaml").cells[0]
+
+
+def _best(cell: Cell) -> Cell:
+    return replace(cell, train=cell.train | {"select": "best:dice@val"})
+
+
+def _case(side: int, dims: int = 2) -> Prepared:
+    generator = torch.Generator().manual_seed(0)
+    size = (6, side, side) if dims == 2 else (20, side, side)
+    label = torch.zeros(size, dtype=torch.uint8)
+    label[2:, side // 5 : side // 2, side // 4 : side // 2], label[:, side // 2 :, side // 3 :] = 1, 2
+    image = label.float() + 0.2 * torch.randn(size, generator=generator)
+    image = image[:, None] if dims == 2 else image[None]
+    return Prepared("c", image.numpy(), label.numpy(), label.numpy(), (1.0,) * dims, None, (), ())
+
+
+def _loss(name: str) -> nn.Module:
+    cls = load(LOSSES[name])
+    spec = {"name": name, "class": LOSSES[name], "args": {}, "version": cls.version}
+    return build_loss(spec, {"num_classes": CLASSES, "spatial_dims": 2, "class_counts": [5, 3, 2]})
+
+
+def _model(name: str, side: int, dims: int = 2, **args: Any) -> nn.Module:
+    torch.manual_seed(1)
+    return build_model(
+        MODELS.get(name, name),
+        SMALL.get(name, {}) | args,
+        in_channels=1,
+        num_classes=CLASSES,
+        spatial_dims=dims,
+        size=[side] * dims,
+    )
+
+
+def _trainer(cell: Cell, loss: nn.Module, model: nn.Module | None = None, side: int = 32, **kwargs: Any) -> Trainer:
+    dims = 2 if "slices" in cell.data["view"] else 3
+    data = TrainSet([_case(side, dims)], cell.data["view"], cell.train["augment"], torch.device("cpu"))
+    torch.manual_seed(2)
+    return Trainer(cell, model or _model("unet", side, dims), loss, data, CLASSES, torch.device("cpu"), **kwargs)
+
+
+def _far(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+    """The distance of two lists of tensors over the length of the second."""
+    pairs = list(zip(first, second, strict=True))
+    return float(sum((a - b).square().sum() for a, b in pairs) ** 0.5 / sum(b.square().sum() for _, b in pairs) ** 0.5)
+
+
+def _weights(trainer: Trainer) -> list[Tensor]:
+    found = [*trainer.trained.state_dict().values(), *trainer.loss.state_dict().values()]
+    return [v.detach().double().clone() for v in found]
+
+
+class Doubles:
+    """The batches in double precision, in which no rounding turns a rectifier on or off."""
+
+    def __init__(self, data: TrainSet) -> None:
+        self._data, self.samples = data, data.samples
+
+    def batch(self, step: int, size: int, base: dict[str, Any]) -> Batch:
+        batch = self._data.batch(step, size, base)
+        return replace(batch, image=batch.image.double())
+
+
+def _doubled(trainer: Trainer) -> Trainer:
+    trainer.trained.double()
+    trainer.loss.double()
+    trainer.data = Doubles(trainer.data)  # type: ignore[assignment]
+    return trainer
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_one_step_has_the_gradients_of_every_cell_alone(name: str, tmp_path: Path, monkeypatch) -> None:
+    side = 64 if name == "swin_unetr" else 32
+    cell = _cell(tmp_path, f"slices: {{size: [{side}, {side}]}}")
+    offered = PROVIDES.get(name, frozenset())
+    kinds = [["ce", "lovasz", "t_loss", "conditional_boundary", "distance_head"]]
+    kinds += [[n, n] for n, need in (("attention", "attention"), ("shape_alignment", "token_maps")) if need in offered]
+    seen: dict[int, list[Tensor]] = {}
+
+    def keep(self: Trainer, terms: dict[str, Tensor]) -> None:
+        every = [*self.trained.parameters(), *self.loss.parameters()]
+        seen[id(self)] = [torch.zeros(()) if p.grad is None else p.grad.clone() for p in every]
+        seen[id(self)].append(terms["loss"].detach())
+
+    monkeypatch.setattr(Trainer, "update", keep)
+    built = [[[_doubled(_trainer(cell, _loss(n), _model(name, side), side)) for n in k] for _ in "ab"] for k in kinds]
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # which losses and heads call
+    for mine, pair in zip(kinds, built, strict=True):
+        group = Group(pair[0])
+        group.begin()
+        group.step()
+        assert not group.failed, group.failed
+        for loss, together, alone in zip(mine, *pair, strict=True):
+            alone.step()
+            assert _far(seen[id(together)], seen[id(alone)]) < 1e-5, loss
+            buffers = zip(together.model.buffers(), alone.model.buffers(), strict=True)
+            assert all(torch.allclose(a, b, rtol=1e-6) for a, b in buffers), loss
+
+
+@pytest.mark.parametrize(
+    ("name", "view", "train_"),
+    [
+        ("unet", FLAT, "schedule: plateau, clip: 0.5, augment: {rotate: 20, noise: 0.1}"),
+        ("nnunet", DEEP, "schedule: poly, deep_supervision: true"),
+        ("shape_prior", FLAT, "schedule: cosine"),
+        ("monai.networks.nets:UNet", FLAT, "schedule: constant"),
+    ],
+)
+def test_weights_after_a_training_are_those_of_the_cells_alone(
+    name: str, view: str, train_: str, tmp_path: Path
+) -> None:
+    cell = _cell(tmp_path, view, train_)
+    dims, args = (2, {}) if view is FLAT else (3, {"min_edge": 2, "width": 2})
+    if name.startswith("monai"):
+        args = {"channels": [4, 8], "strides": [2], "num_res_units": 1}
+    kinds = ["ce", "t_loss", *(["lovasz", "distance_head"] if name in ("unet", "shape_prior") else [])]
+    side = 32 if dims == 2 else 24
+    pair = []
+    for _ in range(2):
+        size = 32 if dims == 2 else 16
+        pair.append([_trainer(cell, _loss(n), _model(name, size, dims, **args), side) for n in kinds])
+    found = dict(train(pair[0]))
+    assert set(found.values()) == {None}
+    for loss, together, alone in zip(kinds, *pair, strict=True):
+        alone.run()
+        assert together.engine == {"engine": "fused", "fused_cells": len(kinds)} and alone.engine["engine"] == "single"
+        assert _far(_weights(together), _weights(alone)) < 1e-4, loss
+        assert [r["lr"] for r in together.progress.curve] == [r["lr"] for r in alone.progress.curve]
+        assert together.progress.fingerprints == alone.progress.fingerprints
+        values = [[r["loss"] for r in t.progress.curve] for t in (together, alone)]
+        assert values[0] == pytest.approx(values[1], rel=1e-4)
+
+
+def test_low_precision_trains(tmp_path: Path) -> None:
+    cell = _cell(tmp_path, train="precision: bf16")
+    pair = [[_trainer(cell, _loss(n)) for n in ("ce", "distance_head")] for _ in range(2)]
+    assert set(dict(train(pair[0])).values()) == {None}
+    for together, alone in zip(*pair, strict=True):
+        alone.run()
+        assert _far(_weights(together), _weights(alone)) < 1e-2
+
+
+def test_dropout_has_one_mask_for_all(tmp_path: Path) -> None:
+    cell = _cell(tmp_path, "slices: {size: [32, 32]}")
+    trainers = [_trainer(cell, _loss("ce"), _model("transunet", 32, dropout=0.5)) for _ in range(2)]
+    assert set(dict(train(trainers)).values()) == {None}
+    assert digest(trainers[0].model) == digest(trainers[1].model)
+
+
+class Bad(nn.Module):
+    """The Dice loss until a step, then something else."""
+
+    def __init__(self, how: str, step: int) -> None:
+        super().__init__()
+        self.inner, self.how, self.at, self.calls = _loss("dice"), how, step, 0
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        self.calls += 1
+        value: Tensor = self.inner(logits, target)
+        if self.calls != self.at:
+            return value
+        if self.how == "raises":
+            raise ValueError("a mistake")
+        if self.how == "backward":
+            value.register_hook(lambda grad: 1 / 0)
+        if self.how == "nan":
+            return value * torch.nan
+        if self.how == "memory":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return value
+
+
+@pytest.mark.parametrize("how", ["raises", "backward", "nan"])
+def test_what_happens_in_one_cell_stays_there(how: str, tmp_path: Path) -> None:
+    cell = _cell(tmp_path)
+
+    def others(bad: str) -> tuple[list[Trainer], dict[Trainer, Any]]:
+        trainers = [_trainer(cell, loss) for loss in (_loss("ce"), Bad(bad, 6), _loss("lovasz"))]
+        return trainers, dict(train(trainers))
+
+    good, ended = others("")
+    assert set(ended.values()) == {None}
+    trainers, ended = others(how)
+    for i in (0, 2):
+        assert ended[trainers[i]] is None
+        assert _far(_weights(trainers[i]), _weights(good[i])) < 1e-5
+        assert trainers[i].engine["fused_cells"] == 2, "those that were left"
+    if how == "nan":
+        assert "epoch 2 of 3" in trainers[1].progress.diverged and trainers[1].progress.step == 8
+    else:
+        assert isinstance(ended[trainers[1]], ValueError if how == "raises" else ZeroDivisionError)
+
+
+def test_a_gradient_that_is_no_number_reaches_no_bit_of_the_others(tmp_path: Path) -> None:
+    cell = _cell(tmp_path)
+    weights = []
+    for how in ("", "nan"):
+        trainers = [
+            _trainer(cell, loss, _model("shape_prior", 32)) for loss in (_loss("ce"), Bad(how, 1), _loss("dice"))
+        ]
+        group = Group(trainers)
+        group.begin()
+        for _ in range(3):  # within an epoch, at whose end it would leave
+            group.step()
+        weights.append([digest(t.model) for t in trainers])
+        assert bool(trainers[1].model.head.weight.isnan().any()) == (how == "nan")
+    assert weights[0][0] == weights[1][0] and weights[0][2] == weights[1][2]
+
+
+def test_killed_and_resumed_bit_for_bit(tmp_path: Path) -> None:
+    cell = _best(_cell(tmp_path, train="schedule: plateau"))
+    names = ["ce", "t_loss", "distance_head"]
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        return {"dice": -float(sum(p.detach().abs().sum() for p in model.parameters()))}
+
+    def trainers(stop: Any = lambda: False, save: bool = True) -> list[Trainer]:
+        return [
+            _trainer(
+                cell, _loss(n), hooks=Hooks(stop=stop, validate=validate), checkpoint=tmp_path / n if save else None
+            )
+            for n in names
+        ]
+
+    whole = trainers(save=False)
+    assert set(dict(train(whole)).values()) == {None}
+    first: list[Trainer] = []
+    first += trainers(lambda: bool(first) and first[0].progress.step >= 6)
+    ended = dict(train(first))
+    assert all(isinstance(e, Stopped) for e in ended.values()) and len(ended) == 3
+    sizes = [(tmp_path / n).stat().st_size for n in names]
+    single = _trainer(cell, _loss("ce"), checkpoint=tmp_path / "single", hooks=Hooks(validate=validate))
+    single.begin()
+    single.step()
+    single.keep()
+    assert max(sizes) < 2.5 * (tmp_path / "single").stat().st_size, "a checkpoint holds one network, and its best"
+    second = trainers()
+    torch.rand(100)
+    assert set(dict(train(second)).values()) == {None}
+    for one, other in zip(second, whole, strict=True):
+        assert digest(one.trained) == digest(other.trained) and digest(one.loss) == digest(other.loss)
+        assert one.progress.curve == other.progress.curve
+        assert one.engine == other.engine
+
+
+def test_a_cell_goes_on_as_it_was_begun(tmp_path: Path) -> None:
+    cell = _cell(tmp_path)
+
+    def stopped(trainers: list[Trainer]) -> None:
+        assert all(isinstance(e, Stopped) for e in dict(train(trainers)).values())
+
+    steps = {"n": 0}
+
+    def stop() -> bool:
+        steps["n"] += 1
+        return steps["n"] > 8
+
+    stopped([_trainer(cell, _loss(n), hooks=Hooks(stop=stop), checkpoint=tmp_path / n) for n in ("ce", "dice")])
+    alone = _trainer(cell, _loss("ce"), checkpoint=tmp_path / "ce")
+    train_one(alone)
+    assert alone.engine == {"engine": "fused", "fused_cells": 1}
+    single = _trainer(
+        cell, _loss("lovasz"), hooks=Hooks(stop=lambda: single.progress.step > 2), checkpoint=tmp_path / "l"
+    )
+    with pytest.raises(Stopped):
+        train_one(single)
+    both = [_trainer(cell, _loss(n), checkpoint=tmp_path / p) for n, p in (("lovasz", "l"), ("dice", "dice"))]
+    assert set(dict(train(both)).values()) == {None}
+    assert [t.engine["engine"] for t in both] == ["single", "fused"]
+    whole = _trainer(cell, _loss("lovasz"))
+    whole.run()
+    assert digest(both[0].model) == digest(whole.model)
+
+
+def test_too_little_memory_makes_smaller_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = _cell(tmp_path)
+    names = ["ce", "dice", "lovasz", "focal", "topk"]
+    original = Group._pass
+
+    def small(self: Group, image: Tensor, buffers: Any) -> Any:
+        given = original(self, image, buffers)
+        if len(self.alive) > 2 and buffers is self._buffers:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return given
+
+    monkeypatch.setattr(Group, "_pass", small)
+    trainers = [_trainer(cell, _loss(n)) for n in names]
+    lines: list[str] = []
+    assert set(dict(train(trainers, lambda t, text: lines.append(text))).values()) == {None}
+    assert [t.engine["fused_cells"] for t in trainers] == [2, 2, 1, 2, 2], "halves of 5: 3 and 2"
+    assert "out of memory with 5 cells fused" in lines[0]
+    alone = [_trainer(cell, _loss(n)) for n in names]
+    for one, other in zip(trainers, alone, strict=True):
+        other.run()
+        assert _far(_weights(one), _weights(other)) < 1e-3
+        passes = {int(v) for n, v in one.model.state_dict().items() if "num_batches" in n}
+        assert passes == {12}, "the pass that found no room left its mark"
+
+
+def test_memory_that_one_loss_takes_alone_is_its_own(tmp_path: Path) -> None:
+    cell = _cell(tmp_path)
+    trainers = [_trainer(cell, _loss("ce")), _trainer(cell, Greedy())]
+    ended = dict(train(trainers))
+    assert ended[trainers[0]] is None and isinstance(ended[trainers[1]], torch.OutOfMemoryError)
+
+
+class Greedy(nn.Module):
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+class Reads(nn.Module):
+    """A network that reads a number off its own activations."""
+
+    def __init__(self, in_channels: int = 1, num_classes: int = CLASSES) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(in_channels, num_classes, 1)
+
+    def forward(self, image: Tensor) -> Output:
+        logits = self.head(image)
+        return Output(logits * 2 if float(logits.detach().sum()) > 1e9 else logits)
+
+
+class Mixes(Reads):
+    """A network that behaves differently where it sees several sets of weights."""
+
+    def forward(self, image: Tensor) -> Output:
+        batched = torch._C._functorch.is_batchedtensor(self.head.weight)
+        return Output(self.head(image) * (2 if batched else 1))
+
+
+@pytest.mark.parametrize(("network", "reason"), [(Reads, "has no pass for several"), (Mixes, "gives other logits")])
+def test_a_network_that_cannot_be_fused_trains_alone_and_says_why(network: Any, reason: str, tmp_path: Path) -> None:
+    cell = _cell(tmp_path)
+
+    def made(name: str) -> Trainer:
+        torch.manual_seed(3)
+        return _trainer(cell, _loss(name), network())
+
+    lines: list[str] = []
+    trainers = [made("ce"), made("dice")]
+    assert set(dict(train(trainers, lambda t, text: lines.append(text))).values()) == {None}
+    for trainer, name in zip(trainers, ("ce", "dice"), strict=True):
+        assert trainer.engine["engine"] == "single" and reason in trainer.engine["engine_note"]
+        whole = made(name)
+        whole.run()
+        assert digest(whole.model) == digest(trainer.model)
+    assert len(lines) == 2 and all(reason in line for line in lines)
+
+
+def test_what_ends_at_the_end_of_one_cell_is_its_own(tmp_path: Path) -> None:
+    cell = _best(_cell(tmp_path))
+    values: list[dict[str, float]] = [{"dice": 0.5}, {}]
+    trainers = [_trainer(cell, _loss("ce"), hooks=Hooks(validate=lambda m, v=v: v)) for v in values]
+    ended = dict(train(trainers))
+    assert ended[trainers[0]] is None and isinstance(ended[trainers[1]], BenchError)
+
+
+def test_the_sum_of_seconds_is_the_time_that_passed(tmp_path: Path) -> None:
+    import time
+
+    cell = _cell(tmp_path)
+    trainers = [
+        _trainer(cell, Sum([_loss("ce"), _loss(n)], [0.5, 0.5], ["a", "b"])) for n in ("dice", "topk", "lovasz")
+    ]
+    began = time.monotonic()
+    assert set(dict(train(trainers)).values()) == {None}
+    passed = time.monotonic() - began
+    assert 0 < sum(t.progress.seconds for t in trainers) <= passed

@@ -48,7 +48,7 @@ class Site:
 
     @property
     def environment(self) -> dict[str, str]:
-        return self.cluster.env | {"BENCH_CHECKPOINT_SECONDS": "0.05", "OMP_NUM_THREADS": "1"}
+        return self.cluster.env | {"BENCH_CHECKPOINT_SECONDS": "0.3", "OMP_NUM_THREADS": "1"}
 
     def start(self, suite: Path, *more: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -138,7 +138,7 @@ def test_arrays_with_killed_tasks_end_like_a_run_on_this_machine(site: Site) -> 
 
 
 def test_a_lost_node_costs_no_cell(site: Site) -> None:
-    suite = site.toy.suite("epochs: 2, steps: 4", "epochs: 20, steps: 60")
+    suite = site.toy.suite("epochs: 2, steps: 4", "epochs: 10, steps: 60")
     text = FILE.replace("cells_per_task: 1", "cells_per_task: 2")
     site.file.write_text(text.replace("{", "{partition: other, ", 1))  # of n2 alone
     process = site.start(suite)
@@ -174,7 +174,7 @@ def test_what_a_parent_that_was_killed_left_running_is_not_submitted_again(site:
 
 
 def test_ctrl_c_cancels_and_detach_leaves_running(site: Site) -> None:
-    suite = site.toy.suite("epochs: 2, steps: 4", "epochs: 30, steps: 60")
+    suite = site.toy.suite("epochs: 2, steps: 4", "epochs: 10, steps: 100")
     process = site.start(suite)
     _wait(site.training, "a training")
     os.killpg(process.pid, signal.SIGINT)

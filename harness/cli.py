@@ -93,6 +93,8 @@ def _run(args: argparse.Namespace) -> int:
         known = [e.record for _, entries in planned for e in entries if e.record is not None]
         with followed([(s.name, e) for s, e in planned], place.out) if args.tensorboard else nullcontext():
             _work(list(todo.values()), place, args, console, known)
+        if args.detach:
+            return 0
         planned = [(s, make_plan(s, _outs(args), args.reports, args.only)) for s, _ in planned]
     _tensorboard(planned, place, args, console)
     return _finish(planned, started, place, args, console)

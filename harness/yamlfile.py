@@ -103,6 +103,18 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _number(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    """A number; `12:00:00` stays text, which YAML 1.1 counts in sixties: 43200."""
+    if ":" in node.value:
+        return node.value
+    integer = node.tag.endswith(":int")
+    return loader.construct_yaml_int(node) if integer else loader.construct_yaml_float(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _number)
+_Loader.add_constructor("tag:yaml.org,2002:float", _number)
+
+
 def read_yaml(path: Path) -> YamlFile:
     """Read a file by safe loading.
 

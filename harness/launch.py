@@ -73,7 +73,9 @@ def run_entries(
     if backend is not None:
         from harness.backends import Asked
 
-        return backend(todo, replace(place, device=device), Asked(workers, fail_fast, cluster, detach), console)
+        return backend(
+            todo, replace(place, device=device), Asked(workers, fail_fast, cluster, detach, tuple(known)), console
+        )
     devices = devices_of(device)
     estimates = Estimates(known, gpu=devices[0] != "cpu")
     cells = [e.cell for e in todo]

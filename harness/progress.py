@@ -92,6 +92,13 @@ class RunProgress:
         self._bars.update(self._tasks[slot], completed=done / total, note=note)
         self._refresh()
 
+    def put_off(self, slot: int) -> None:
+        """A cell goes back: another process runs it, or its own died."""
+        self._running.pop(slot, None)
+        self._trained.discard(slot)
+        if slot in self._tasks:
+            self._bars.remove_task(self._tasks.pop(slot))
+
     def finished(self, slot: int, title: str, record: RunRecord) -> None:
         """A cell ended, well or not."""
         weight, _, began = self._running.pop(slot)

@@ -13,7 +13,7 @@ import os
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,15 +34,19 @@ from harness.backends.ray_cluster import (
     no_room,
     problem_of,
     read_ray_cluster,
+    room,
 )
 from harness.backends.ray_slot import Met, Moved, Slot, versions_here
 from harness.cell import Cell, Place
+from harness.cell_log import remedy
 from harness.errors import BenchError
+from harness.estimates import Estimates
+from harness.order import Queue
 from harness.plan import Entry
 from harness.processes import THREAD_VARIABLES, oom_kills
 from harness.progress import RunProgress
 from harness.records import RETRIED, RunRecord, read_record
-from harness.runner import Case, Job, _failed, _job, _of, check_data
+from harness.runner import FAILED, Case, Job, Shared, _failed, _of, _shared, check_data, faulty, jobs_of
 
 HELD = "another process is running this cell"  # what `run_cell` answers then
 LOOK_SECONDS = 2.0  # between two questions how far a cell is
@@ -68,6 +72,7 @@ class Seat:
         moved: How far its cell was then.
         look: A question on its way, and when it was asked.
         deadline: When its cell has taken too long.
+        group: The training set that it keeps from its last cell.
     """
 
     number: int
@@ -81,6 +86,7 @@ class Seat:
     look: Any = None
     looked: float = 0.0
     deadline: float | None = None
+    group: Hashable = None
 
     @property
     def host(self) -> str:
@@ -135,14 +141,22 @@ class Team:
         Raises:
             BenchError: Not one fits on any node.
         """
+        free = (n for n in range(wanted) if n not in self.seats)
+        while len(self.seats) < min(wanted, self.limit() - self._refused):
+            self._start(next(free))
+
+    def limit(self) -> int:
+        """The most processes that there can be.
+
+        Raises:
+            BenchError: Not one fits on any node, and none has before.
+        """
         if time.monotonic() - self._counted > NODES_SECONDS:
             self._counted = time.monotonic()
             self._limit = self.workers or capacity(ray.nodes(), self.need)
             if not self._limit and not self._welcomed:
                 raise no_room(ray.nodes(), self.need)
-        free = (n for n in range(wanted) if n not in self.seats)
-        while len(self.seats) < min(wanted, self._limit - self._refused):
-            self._start(next(free))
+        return self._limit
 
     def _start(self, number: int) -> None:
         single = dict.fromkeys(THREAD_VARIABLES, "1")  # before anything numerical is imported
@@ -233,8 +247,9 @@ class Team:
             seat, outcome = asked[ref], _outcome(ref)
             seat.look = None
             if not isinstance(outcome, RayError):
-                moved, seat.kills = outcome
-                if moved is not None and moved != seat.moved and seat.work is not None:
+                cell, moved, seat.kills = outcome
+                of_now = isinstance(seat.work, Task) and seat.work.cell.eval_id == cell  # and not of the one before
+                if of_now and moved is not None and moved != seat.moved:
                     seat.moved = moved
                     yield seat
 
@@ -256,7 +271,7 @@ def run_cells(entries: Sequence[Entry], place: Place, asked: Asked, console: Con
     """Run cells on a Ray cluster, or on one that is started on this machine and ended afterwards.
 
     Args:
-        entries: Cells to run, in the order in which they start.
+        entries: Cells to run; long ones start first.
         place: Results folder and data root, which all nodes see under the same path; the device asked for.
         asked: What the user asks for.
         console: For progress.
@@ -278,20 +293,29 @@ def run_cells(entries: Sequence[Entry], place: Place, asked: Asked, console: Con
     records: list[RunRecord] = []
     with connected(cluster, asked.workers), tempfile.NamedTemporaryFile(prefix=".seen-", dir=place.out) as marker:
         device, gpus = device_and_gpus(place.device, cluster, ray.cluster_resources().get("GPU", 0.0))
-        place = replace(place, device=device)
-        team = Team(place, need_of(cluster, gpus), asked.workers, Path(marker.name), console)
+        need = need_of(cluster, gpus)
+        beside = min(room(ray.nodes(), need), asked.workers or total)
+        place = replace(place, device=device, beside=beside)
+        team = Team(place, need, asked.workers, Path(marker.name), console)
+        estimates = Estimates(asked.known, gpu=device != "cpu")
+        weights = [estimates.weight(c) for c in (*cells, *later)]
+        weights += [sum(weights) / len(weights)] * (total - len(weights))
+        progress = RunProgress(weights, console, min(team.limit(), total), seconds=estimates.known > 0, out=place.out)
         clean = False
         try:
             faults = _prepare_all([*cells, *later], team, total, cluster.tries)
+            progress.prepared()
             fresh = {e.cell.eval_id for e in entries if not e.todo}  # finished ones that were asked for again
-            with RunProgress(total, console) as progress:
-                dispatch = Dispatch(team, cluster, progress, faults, deque(cells), fresh, asked.follow is not None)
+            queue = Queue(cells, estimates.weight)
+            dispatch = Dispatch(team, cluster, progress, estimates, faults, queue, len(cells), fresh)
+            dispatch.more = asked.follow is not None
+            with progress:
                 for cell, record in dispatch.run():
                     records.append(record)
-                    if asked.fail_fast and record.status in ("error", "oom", "timeout", "diverged"):
+                    if asked.fail_fast and record.status in FAILED:
                         break
-                    if asked.follow is not None:
-                        dispatch.queue.extend(asked.follow(cell, record))
+                    for other in asked.follow(cell, record) if asked.follow is not None else ():
+                        dispatch.add(other)
                 else:
                     clean = True
         except KeyboardInterrupt:
@@ -303,6 +327,8 @@ def run_cells(entries: Sequence[Entry], place: Place, asked: Asked, console: Con
                     team.stop(cluster.grace)
             finally:
                 team.dismiss()
+        for line in progress.summary()[:1]:  # what processes did is not known here: their number changes
+            console.print(line, highlight=False, soft_wrap=True)
     return records
 
 
@@ -314,28 +340,39 @@ class Dispatch:
         team: The processes.
         cluster: The cluster file.
         progress: The display.
-        faults: What is wrong with cases.
+        estimates: What cells are expected to take.
+        faults: What is wrong with the data of cells.
         queue: Cells that wait.
+        left: How many cells have not ended.
         fresh: Ids of finished cells that are to be run again.
         more: Whether cells may join the queue while others end.
         lost: How often in a row a cell was lost, and after how many steps the last time.
-        held: Cells that another process runs, and when to try again.
+        held: Cells that another process runs, with the time to try again.
     """
 
     team: Team
     cluster: RayCluster
     progress: RunProgress
-    faults: dict[Case, str]
-    queue: deque[Cell]
+    estimates: Estimates
+    faults: dict[Shared, str]
+    queue: Queue
+    left: int
     fresh: set[str]
     more: bool = False
     lost: dict[str, tuple[int, int]] = field(default_factory=dict)
-    held: dict[str, float] = field(default_factory=dict)
+    held: list[tuple[float, Cell]] = field(default_factory=list)
+
+    def add(self, cell: Cell) -> None:
+        """One more cell."""
+        self.queue.add(cell)
+        self.left += 1
 
     def run(self) -> Iterator[tuple[Cell, RunRecord]]:
         """Run all cells; each with its record, in the order in which they end."""
-        while self.queue or self.team.busy():
-            self.team.grow(len(self.queue) + len(self.team.busy()))
+        while self.left:
+            self.team.grow(self.left)
+            while self.held and self.held[0][0] <= time.monotonic():
+                self.queue.add(self.held.pop(0)[1])
             for seat in self.team.idle():
                 yield from self._give(seat)
             for seat, outcome in self.team.outcomes():
@@ -348,30 +385,20 @@ class Dispatch:
 
     def _give(self, seat: Seat) -> Iterator[tuple[Cell, RunRecord]]:
         """Give a process its next cell; cells whose data is bad fail here."""
-        while (cell := self._next()) is not None:
-            fault = _fault_of(cell, self.faults)
-            if fault:
-                self.progress.started(seat.number, cell.title)
+        others = [other.group for other in self.team.seats.values() if other is not seat]
+        while (cell := self.queue.take(seat.group, others)) is not None:
+            self.progress.started(seat.number, cell.title, self.estimates.weight(cell))
+            if (fault := self.faults.get(_shared(cell))) and not cell.skip:
                 yield self._finish(seat, cell, _failed(cell, self.team.place, "error", fault))
                 continue
             task = Task(cell, cell.eval_id in self.fresh, _identity(self._record(cell)))
             seat.work, seat.moved, seat.looked = task, None, time.monotonic()
             seat.deadline = time.monotonic() + cell.timeout if cell.timeout else None
-            self.progress.started(seat.number, cell.title)
+            seat.group = self.queue.group(cell)
             seat.ref = seat.actor.run.remote(cell, task.fresh)
             return
-        if not self.queue and not self.more:
+        if self.left <= len(self.team.busy()) and not self.more:
             self.team.end(seat)  # others can use what it reserves
-
-    def _next(self) -> Cell | None:
-        """The next cell that nobody trains; two evaluations of one training take turns."""
-        training = {seat.work.cell.train_id for seat in self.team.busy() if isinstance(seat.work, Task)}
-        now = time.monotonic()
-        for i, cell in enumerate(self.queue):
-            if cell.train_id not in training and self.held.get(cell.eval_id, now) <= now:
-                del self.queue[i]
-                return cell
-        return None
 
     def _settle(self, seat: Seat, task: Task, outcome: Any) -> RunRecord | None:
         """The record of a cell whose process is done with it; None where it goes back into the queue."""
@@ -379,7 +406,7 @@ class Dispatch:
         if not isinstance(outcome, RayError):
             record, seat.kills = outcome
             if record.status == "interrupted" and record.message == HELD:
-                self.held[cell.eval_id] = time.monotonic() + HELD_SECONDS
+                self.held.append((time.monotonic() + HELD_SECONDS, cell))
                 self._back(seat, cell)
                 return None
             if place.device != "cpu" and record.status in ("error", "oom"):
@@ -390,9 +417,9 @@ class Dispatch:
         if isinstance(outcome, RayTaskError):
             return _failed(cell, place, "error", f"Ray could not run it on {seat.host} ({_short(outcome)})")
         if isinstance(outcome, OutOfMemoryError):
-            return _failed(cell, place, "oom", f"{_memory(seat.host)} (Ray's memory monitor ended its process)")
+            return _failed(cell, place, "oom", _memory(seat, cell, "Ray's memory monitor"))
         if seat.kills is not None and (_kills_on(seat.node) or 0) > seat.kills:
-            return _failed(cell, place, "oom", f"{_memory(seat.host)} (the system ended its process)")
+            return _failed(cell, place, "oom", _memory(seat, cell, "the system"))
         return self._lost(seat, task)
 
     def _lost(self, seat: Seat, task: Task) -> RunRecord | None:
@@ -414,11 +441,12 @@ class Dispatch:
             soft_wrap=True,
         )
         self._back(seat, cell)
+        self.queue.add(cell)
         return None
 
     def _back(self, seat: Seat, cell: Cell) -> None:
         self.progress.put_off(seat.number)
-        self.queue.appendleft(cell)
+        self.queue.done(cell)
 
     def _seen(self, seat: Seat, task: Task, said: RunRecord) -> RunRecord:
         """The record on disk, if it says what the process said; a shared folder may take seconds to show it."""
@@ -458,18 +486,17 @@ class Dispatch:
 
     def _finish(self, seat: Seat, cell: Cell, record: RunRecord) -> tuple[Cell, RunRecord]:
         self.progress.finished(seat.number, cell.title, record)
+        self.queue.done(cell)
+        self.left -= 1
         return cell, record
 
     def _record(self, cell: Cell) -> Path:
         return cell.eval_folder(self.team.place.out) / "record.json"
 
 
-def _prepare_all(cells: Sequence[Cell], team: Team, total: int, tries: int) -> dict[Case, str]:
-    """Preprocess every case once, in parallel; returns the faults by case."""
-    jobs: dict[Case, Job] = {}
-    for cell in cells:
-        for job in _jobs(cell):
-            jobs.setdefault(_of(job), job)
+def _prepare_all(cells: Sequence[Cell], team: Team, total: int, tries: int) -> dict[Shared, str]:
+    """Preprocess every case once, in parallel; returns what is wrong with the data of cells."""
+    jobs, wanted = jobs_of(cells)
     faults: dict[Case, str] = {}
     queue = deque(jobs.values())
     deaths: dict[Case, int] = {}
@@ -496,15 +523,7 @@ def _prepare_all(cells: Sequence[Cell], team: Team, total: int, tries: int) -> d
                     queue.append(done)
     if time.monotonic() - began > 5:
         console.print(f"prepared {len(jobs)} cases in {time.monotonic() - began:.0f} s", highlight=False)
-    return faults
-
-
-def _jobs(cell: Cell) -> list[Job]:
-    return [] if cell.skip else [_job(cell, case) for part in ("train", "val", "test") for case in cell.data[part]]
-
-
-def _fault_of(cell: Cell, faults: dict[Case, str]) -> str | None:
-    return next((faults[_of(job)] for job in _jobs(cell) if _of(job) in faults), None) if faults else None
+    return faulty(wanted, faults)
 
 
 def _actor_class() -> Any:
@@ -549,8 +568,11 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
-def _memory(host: str) -> str:
-    return f"out of memory on {host}: let fewer cells run on a node (`memory:` or `cpus:` in the file of --cluster)"
+def _memory(seat: Seat, cell: Cell, who: str) -> str:
+    return (
+        f"out of memory on {seat.host}, {who} ended its process; fewer cells on a node (`memory:` or `cpus:` in the "
+        f"file of --cluster), or {remedy(cell)}"
+    )
 
 
 def _short(error: Any) -> str:

@@ -179,6 +179,13 @@ def capacity(nodes: Iterable[Mapping[str, Any]], need: Need) -> int:
     return total
 
 
+def room(nodes: Iterable[Mapping[str, Any]], need: Need) -> int:
+    """The most cells that share the memory of a device: of one GPU, or of the node that holds the most of them."""
+    if need.gpus:
+        return _times(1.0, need.gpus)
+    return max([1, *(capacity([node], need) for node in nodes)])
+
+
 def _times(have: float, need: float) -> int:
     return int(have / need + 1e-9)
 

@@ -53,6 +53,7 @@ class Slot:
     def __init__(self, place: Place) -> None:
         self._place = place
         self._cases: Cases | None = None
+        self._now = ""
         self._moved: Moved | None = None
         self._stopping = False
 
@@ -76,13 +77,13 @@ class Slot:
         from harness.worker import _settle, run_cell
 
         _settle(self._place.device)  # some of it holds for one thread, and which one this is Ray decides
-        self._moved = None
+        self._now, self._moved = cell.eval_id, None
         record = run_cell(cell, self._place, self._cases, self._report, lambda: self._stopping, fresh)
         return record, oom_kills()
 
-    def look(self) -> tuple[Moved | None, int | None]:
-        """How far the cell is, and how many processes its machine has killed for lack of memory."""
-        return self._moved, oom_kills()
+    def look(self) -> tuple[str, Moved | None, int | None]:
+        """Id of the cell, how far it is, and how many processes its machine has killed for lack of memory."""
+        return self._now, self._moved, oom_kills()
 
     def stop(self) -> None:
         """The cell that is running writes its checkpoint and ends."""

@@ -175,6 +175,7 @@ def _continued(toy: Any, before: int) -> None:
     """The last process did what was left, and not all from the start."""
     last = _calls(toy).count(_calls(toy)[-1])
     assert before >= 20 and last < 200 - before / 2, (before, last)
+    assert "resumed from step" in (toy.records()["Slow"]["folder"].parent / "log.txt").read_text()
 
 
 def test_bad_losses_fail_alone_and_the_others_are_those_of_a_local_run(nodes: TwoNodes, folder: Path, toy: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import sys
 import time
-from collections import deque
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -30,6 +29,8 @@ from harness.backends.ray_slot import Met, versions_here
 from harness.cell import Cell, Place
 from harness.cli import main
 from harness.errors import BenchError
+from harness.estimates import Estimates
+from harness.order import Queue
 from harness.progress import RunProgress
 from harness.records import RunRecord
 from harness.suite import load_suite
@@ -195,7 +196,10 @@ class Rig:
         console = Console(file=self.text, width=400)
         place = Place(out, None)
         team = SimpleNamespace(place=place, console=console, end=lambda seat: None)
-        self.dispatch = module.Dispatch(team, RayCluster(), RunProgress(1, console), {}, deque(), {cell.eval_id})
+        estimates = Estimates(())
+        queue = Queue([], estimates.weight)
+        progress = RunProgress([1.0], console)
+        self.dispatch = module.Dispatch(team, RayCluster(), progress, estimates, {}, queue, 1, {cell.eval_id})
         self.path = cell.eval_folder(out) / "record.json"
         self.seat = self.begin(False)
 
@@ -230,7 +234,7 @@ def _died() -> Any:
 
 
 def test_a_lost_cell_goes_back_until_its_tries_are_spent(rig: Rig) -> None:
-    assert rig.settle(_died()) is None and list(rig.dispatch.queue) == [rig.cell]
+    assert rig.settle(_died()) is None and rig.dispatch.queue.take() == rig.cell
     assert rig.settle(_died()) is None
     rig.seat.moved = (10, 20, 0.5)  # it got somewhere: this counts as the first time
     assert rig.settle(_died()) is None
@@ -288,7 +292,5 @@ def test_ray_is_not_believed(rig: Rig) -> None:
 def test_a_cell_that_another_process_runs_is_tried_again_later(rig: Rig) -> None:
     held = replace(rig.write("interrupted"), message="another process is running this cell")
     assert rig.settle((held, 2)) is None
-    rig.dispatch.team.busy = lambda: []
-    assert list(rig.dispatch.queue) == [rig.cell] and rig.dispatch._next() is None
-    rig.dispatch.held[rig.cell.eval_id] = time.monotonic() - 1
-    assert rig.dispatch._next() == rig.cell
+    [(when, cell)] = rig.dispatch.held
+    assert when > time.monotonic() and cell == rig.cell and not rig.dispatch.queue and rig.dispatch.left == 1

@@ -71,6 +71,8 @@ def run_entries(
     for folder in (place.out, reports):
         writable(folder)
     if backend is not None:
+        if per_device is not None:
+            raise BenchError("--per-device: is for this machine; a cluster has `gpus:` in the file of --cluster.")
         from harness.backends import Asked
 
         return backend(

@@ -136,18 +136,18 @@ def device_and_gpus(asked: str, cluster: RayCluster, there: float) -> tuple[str,
         BenchError: The two do not go together.
     """
     if asked not in ("auto", "cpu", "cuda", "cuda:0"):
-        raise BenchError(f"--device {asked}: expected auto, cpu or cuda; which GPU it is Ray decides.")
+        raise BenchError(f"--devices {asked}: expected auto, cpu or cuda; which GPU it is Ray decides.")
     gpus = cluster.gpus
     if asked == "cpu":
         if gpus:
-            raise BenchError(f"--device cpu: the file of --cluster has gpus: {gpus:g}; leave out one of the two.")
+            raise BenchError(f"--devices cpu: the file of --cluster has gpus: {gpus:g}; leave out one of the two.")
         return "cpu", 0.0
     if asked == "auto":
         gpus = (1.0 if there else 0.0) if gpus is None else gpus
     elif gpus is None:
         gpus = 1.0
     elif not gpus:
-        raise BenchError(f"--device {asked}: the file of --cluster has gpus: 0; leave out one of the two.")
+        raise BenchError(f"--devices {asked}: the file of --cluster has gpus: 0; leave out one of the two.")
     return ("cuda:0", gpus) if gpus else ("cpu", 0.0)
 
 

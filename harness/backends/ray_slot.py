@@ -95,7 +95,7 @@ class Slot:
 
 def versions_here() -> dict[str, str]:
     """Versions of what results depend on, without importing it."""
-    found = {"Python": platform.python_version()}
+    found = {"Python": ".".join(platform.python_version_tuple()[:2])}
     for name in ("segmentation-loss-bench", "torch", "monai", "numpy", "SimpleITK"):
         try:
             found[name] = version(name)

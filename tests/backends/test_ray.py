@@ -9,14 +9,23 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'segmentation-loss-bench[ray]'")
 
+from harness.backends import Asked  # noqa: E402
 from harness.backends.ray_cluster import Need, RayCluster, capacity, connected  # noqa: E402
+from harness.backends.ray_slot import Met, Slot, versions_here  # noqa: E402
+from harness.cell import Cell, Place  # noqa: E402
+from harness.plan import Entry  # noqa: E402
+from harness.records import RunRecord  # noqa: E402
+from harness.suite import load_suite  # noqa: E402
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -130,6 +139,16 @@ def _local(toy: Any, suite: Path, *only: str) -> dict[str, dict[str, Any]]:
     return found
 
 
+REFERENCE: dict[str, dict[str, Any]] = {}
+
+
+def _slow_here(toy: Any, suite: Path) -> dict[str, Any]:
+    """The record of `Slow` on this machine, without Ray; made once."""
+    if not REFERENCE:
+        REFERENCE.update(_local(toy, suite))
+    return REFERENCE["Slow"]
+
+
 def _same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     for key in ("status", "train_id", "eval_id", "weights", "fingerprints", "cell", "sources", "environment"):
         assert ours[key] == theirs[key], key
@@ -199,7 +218,6 @@ def test_bad_losses_fail_alone_and_the_others_are_those_of_a_local_run(nodes: Tw
 
 def test_a_killed_process_costs_no_cell(nodes: TwoNodes, toy: Any) -> None:
     suite = _slow(toy)
-    suite.write_text(suite.read_text().replace("['mine.py:Slow']", "['mine.py:Slow', ce]"))
     process = _started(toy, suite, RAY_ADDRESS=nodes.cluster.address)
     assert _wait(lambda: len(_calls(toy)) > 30, LONG)
     before = len(_calls(toy))
@@ -209,10 +227,7 @@ def test_a_killed_process_costs_no_cell(nodes: TwoNodes, toy: Any) -> None:
     assert "Slow / unet / toy / seed 0: its process on" in text and "(1 of 3 tries)" in text
     assert len(set(_calls(toy))) == 2
     _continued(toy, before)
-    records, local = toy.records(), _local(toy, suite)
-    assert records.keys() == local.keys() == {"Slow", "ce"}
-    for label in records:
-        _same(records[label], local[label])
+    _same(toy.records()["Slow"], _slow_here(toy, suite))
     assert not list((toy.folder / "runs").glob("*/checkpoint.pt"))
     assert not list((toy.folder / "runs").glob(".seen-*"))
 
@@ -236,7 +251,7 @@ def test_a_lost_node_takes_its_cell_to_another(nodes: TwoNodes, toy: Any) -> Non
     assert process.returncode == 0 and "Traceback" not in text, text
     assert len(set(_calls(toy))) == 2 and "(1 of 3 tries)" in text
     _continued(toy, before)
-    _same(toy.records()["Slow"], _local(toy, suite)["Slow"])
+    _same(toy.records()["Slow"], _slow_here(toy, suite))
 
 
 def test_ctrl_c_keeps_checkpoints_and_the_same_command_continues(nodes: TwoNodes, folder: Path, toy: Any) -> None:
@@ -257,7 +272,7 @@ def test_ctrl_c_keeps_checkpoints_and_the_same_command_continues(nodes: TwoNodes
     code, text = _run(toy, suite, RAY_ADDRESS=nodes.cluster.address)
     assert code == 0, text
     _continued(toy, before)
-    _same(toy.records()["Slow"], _local(toy, suite)["Slow"])
+    _same(toy.records()["Slow"], _slow_here(toy, suite))
 
 
 def test_what_bench_counts_is_what_ray_gives(nodes: TwoNodes) -> None:
@@ -277,3 +292,62 @@ def test_what_bench_counts_is_what_ray_gives(nodes: TwoNodes) -> None:
         assert sorted(ray.get(done)) == [["0"], ["0"], ["1"], ["1"]]
         assert not ray.wait(waiting, timeout=2)[0]
     nodes.cluster.remove_node(gpus)
+
+
+class Chain:
+    """Each cell that ends brings the next one, as the trials of a study do."""
+
+    def __init__(self, cells: list[Cell]) -> None:
+        self.later, self.total = tuple(cells), len(cells)
+        self._cells = iter(cells)
+
+    def __call__(self, cell: Cell, record: RunRecord) -> list[Cell]:
+        following = next(self._cells, None)
+        return [] if following is None else [following]
+
+
+def test_many_cells_cells_that_follow_and_fail_fast(
+    nodes: TwoNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With cells that train nothing: what is tested is who gets which one, and when it ends."""
+    from harness.backends import ray as backend
+
+    class Quick(Slot):
+        def meet(self, marker: Path) -> Met:
+            return Met("here", versions_here(), marker.is_file())
+
+        def prepare(self, job: tuple[Any, ...]) -> str | None:
+            return None
+
+        def run(self, cell: Cell, fresh: bool) -> tuple[RunRecord, int | None]:
+            status = "error" if cell.seed == 3 else "ok"
+            record = RunRecord(cell.train_id, cell.eval_id, status, "", cell.described(), sources=cell.sources)
+            cell.eval_folder(self._place.out).mkdir(parents=True)
+            record.write(cell.eval_folder(self._place.out) / "record.json")
+            return record, None
+
+    monkeypatch.setattr(backend, "Slot", Quick)
+    (tmp_path / "toy.yaml").write_text(
+        "suite: toy\ndata: {manifest: phantom, split: default, slices: {size: [32, 32]}}\n"
+        "models: [unet: {width: 2, depth: 2}]\nlosses: [dice, ce]\nseeds: 40\n"
+        "train: {epochs: 1, steps: 1, batch: 2, optimizer: {adam: {lr: 1e-3}}}\n"
+    )
+    cells = [replace(cell, quick=True) for cell in load_suite(tmp_path / "toy.yaml").cells]
+    (tmp_path / "cluster.yaml").write_text(f"address: {nodes.cluster.address}\n")
+
+    def run(name: str, some: list[Cell], **asked: Any) -> list[RunRecord]:
+        place = Place(tmp_path / name, None, "cpu")
+        place.out.mkdir()
+        told = Asked(cluster=tmp_path / "cluster.yaml", **asked)
+        console = Console(file=StringIO())
+        found: list[RunRecord] = backend.run_cells([Entry(c, "missing") for c in some], place, told, console)
+        assert len(list(place.out.glob("*/*/record.json"))) >= len(found)
+        return found
+
+    every = run("all", cells)
+    assert sorted(r.eval_id for r in every) == sorted(c.eval_id for c in cells)
+    assert sum(r.status == "error" for r in every) == 2
+    chained = run("chained", cells[10:11], follow=Chain(cells[11:20]))
+    assert [r.eval_id for r in chained] == [c.eval_id for c in cells[10:20]]
+    stopped = run("stopped", cells[2:], fail_fast=True)
+    assert stopped[-1].status == "error" and len(stopped) < 10

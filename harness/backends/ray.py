@@ -177,8 +177,8 @@ class Team:
         ray.kill(seat.actor)
         del self.seats[seat.number]
 
-    def outcomes(self, seconds: float = 0.5) -> Iterator[tuple[Seat, Any]]:
-        """What processes finished, waiting up to so many seconds: what they returned, or the error of Ray.
+    def outcomes(self, seconds: float = 0.5) -> Iterator[tuple[Seat, Task | Job | None, Any]]:
+        """What processes finished, waiting up to so many seconds: the work, and what came of it or the error of Ray.
 
         A process that is lost, or takes no more work, is not among the seats any more.
         """
@@ -193,11 +193,10 @@ class Team:
             if seat.met is None:
                 self._meet(seat, outcome)
                 continue
-            seat.ref = None
+            work, seat.ref, seat.work = seat.work, None, None
             if isinstance(outcome, RayError) and not isinstance(outcome, RayTaskError):
                 self.end(seat)
-            yield seat, outcome
-            seat.work = None
+            yield seat, work, outcome
         self._say_if_empty()
 
     def _meet(self, seat: Seat, outcome: Met | RayError) -> None:
@@ -375,9 +374,9 @@ class Dispatch:
                 self.queue.add(self.held.pop(0)[1])
             for seat in self.team.idle():
                 yield from self._give(seat)
-            for seat, outcome in self.team.outcomes():
-                if isinstance(seat.work, Task) and (record := self._settle(seat, seat.work, outcome)) is not None:
-                    yield self._finish(seat, seat.work.cell, record)
+            for seat, task, outcome in self.team.outcomes():
+                if isinstance(task, Task) and (record := self._settle(seat, task, outcome)) is not None:
+                    yield self._finish(seat, task.cell, record)
             for seat in self.team.looks():
                 assert seat.moved is not None
                 self.progress.moved(seat.number, *seat.moved)
@@ -509,8 +508,7 @@ def _prepare_all(cells: Sequence[Cell], team: Team, total: int, tries: int) -> d
                 if queue:
                     seat.work = queue.popleft()
                     seat.ref = seat.actor.prepare.remote(seat.work)
-            for seat, outcome in team.outcomes():
-                done = seat.work
+            for _, done, outcome in team.outcomes():
                 assert isinstance(done, tuple)
                 if not isinstance(outcome, RayError):
                     if outcome is not None:

@@ -80,9 +80,11 @@ def run_entries(
         writable(folder)
     todo, follow = tuned(todo, place.out)
     if backend is not None:
+        if per_device is not None:
+            raise BenchError("--per-device: is for this machine; a cluster has `gpus:` in the file of --cluster.")
         from harness.backends import Asked
 
-        asked = Asked(workers, fail_fast, cluster, detach, follow)
+        asked = Asked(workers, fail_fast, cluster, detach, tuple(known), follow)
         return backend(todo, replace(place, device=device), asked, console)
     devices = devices_of(device)
     estimates = Estimates(known, gpu=devices[0] != "cpu")

@@ -12,7 +12,7 @@ import multiprocessing as mp
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from multiprocessing.connection import Connection, wait
@@ -218,16 +218,7 @@ def _prepare_all(cells: list[Cell], pool: Pool, console: Console) -> dict[Shared
 
     Cells of a suite share the dictionary of their data: what follows from it is made once for all of them.
     """
-    jobs: dict[Case, Job] = {}
-    wanted: dict[Shared, list[Case]] = {}
-    for cell in cells:
-        if cell.skip or _shared(cell) in wanted:
-            continue
-        own = wanted[_shared(cell)] = []
-        for case in [*cell.data["train"], *cell.data["val"], *cell.data["test"]]:
-            wish = _job(cell, case)
-            own.append(_of(wish))
-            jobs.setdefault(own[-1], wish)
+    jobs, wanted = jobs_of(cells)
     faults: dict[Case, str] = {}
     queue = deque(jobs.values())
     running: dict[int, Job] = {}
@@ -252,6 +243,26 @@ def _prepare_all(cells: list[Cell], pool: Pool, console: Console) -> dict[Shared
                     faults[_of(job)] = message[1]
     if time.monotonic() - began > 5:
         console.print(f"prepared {len(jobs)} cases in {time.monotonic() - began:.0f} s", highlight=False)
+    return faulty(wanted, faults)
+
+
+def jobs_of(cells: Iterable[Cell]) -> tuple[dict[Case, Job], dict[Shared, list[Case]]]:
+    """What is to be prepared for cells: every case once, and the cases behind each data of cells."""
+    jobs: dict[Case, Job] = {}
+    wanted: dict[Shared, list[Case]] = {}
+    for cell in cells:
+        if cell.skip or _shared(cell) in wanted:
+            continue
+        own = wanted[_shared(cell)] = []
+        for case in [*cell.data["train"], *cell.data["val"], *cell.data["test"]]:
+            wish = _job(cell, case)
+            own.append(_of(wish))
+            jobs.setdefault(own[-1], wish)
+    return jobs, wanted
+
+
+def faulty(wanted: dict[Shared, list[Case]], faults: dict[Case, str]) -> dict[Shared, str]:
+    """What is wrong with the data of cells: the first fault of their cases."""
     return {
         shared: next(faults[c] for c in own if c in faults) for shared, own in wanted.items() if faults.keys() & own
     }

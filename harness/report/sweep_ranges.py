@@ -34,7 +34,7 @@ def compared(frames: Frames, ranking: Ranking, sweep: Sweep) -> list[Comparison]
     """The settings of a sweep against each other, for each data set and model that has two of them."""
     labels = [label for label, _ in sweep.settings]
     found = []
-    for group in frames.groups:
+    for group in frames.plain_groups:
         known = measures(frames.of_group(group), frames.pooled)
         measure = next((m for m in known if m.metric == ranking.by[0]), None)
         for model in by_group(frames, group, frames.cases) if measure is not None else ():

@@ -161,6 +161,7 @@ def test_clean_keeps_trials_as_long_as_the_suite_is_tuned(done: Toy) -> None:
     assert [item.kind for item in items] == ["orphan"] * 12
 
 
+@pytest.mark.slow
 def test_a_ranked_loss_gets_the_same_budget(done: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(done.folder)
     found = rank(

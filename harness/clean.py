@@ -22,6 +22,7 @@ from harness.claims import held, take
 from harness.errors import BenchError
 from harness.printing import print_json
 from harness.records import RunRecord, read_record
+from harness.seeds import TUNING_SEED
 from harness.suite import Suite
 
 _ID = re.compile(r"[0-9a-f]{16}")
@@ -77,6 +78,7 @@ def find(suites: Sequence[Suite], out: Path, *, orphans: bool = False, cache: bo
         for cell in suite.cells:
             wanted.setdefault(cell.train_id, []).append(cell)
     names = {(suite.spec.suite, suite.quick) for suite in suites}
+    tuned = {(suite.spec.suite, suite.quick) for suite in suites if suite.spec.tune is not None}
     alone: list[Item] = []
     working = False
     for folder in _folders(out, found):
@@ -85,7 +87,11 @@ def find(suites: Sequence[Suite], out: Path, *, orphans: bool = False, cache: bo
             found.kept.append((folder, "another process works on it"))
         elif folder.name in wanted:
             found.items += _of_cells(folder, wanted[folder.name], alone, names)
-        elif (record := _owner(folder)) is not None and _is_of(record, names):
+        elif (
+            (record := _owner(folder)) is not None and record.cell.get("seed") == TUNING_SEED and _is_of(record, tuned)
+        ):
+            continue  # a trial: what the suite chooses rests on it, and which trials there are only a replay tells
+        elif record is not None and _is_of(record, names):
             alone.append(_item(folder, "orphan", f"no cell of the suite: {_title(record)}"))
         elif record is None and _size(folder):
             found.kept.append((folder, "no record says of which suite it is"))

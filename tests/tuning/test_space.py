@@ -9,6 +9,7 @@ import pytest
 
 from harness.errors import BenchError
 from harness.losses import LOSSES
+from harness.ranking.asked import extended, parse_loss
 from harness.resolve import forget, locate
 from harness.tuning.space import dimension, parts_of, rounded, space_of, text_of, with_arguments
 from harness.tuning.spaces import SOURCES, SPACES
@@ -189,3 +190,16 @@ def test_quick_has_fewer_trials_and_epochs(tmp_path: Path) -> None:
 
 def test_numbers_are_rounded_to_four_digits() -> None:
     assert (rounded(0.00123456), rounded(2.18549)) == (0.001235, 2.185)
+
+
+def test_a_ranked_loss_has_the_budget_of_the_suite_over_its_own_space(tmp_path: Path) -> None:
+    suite = load(tmp_path)
+    whole = extended(suite, [parse_loss("focal_tversky"), parse_loss("ce"), parse_loss("focal(gamma=2)")])
+    found = {c.loss_label: c.train["tune"] for c in whole.cells if c.loss_label in whole.ranked}
+    assert {label: tune["trials"] for label, tune in found.items()} == {
+        "focal_tversky": 8,
+        "ce": 8,
+        "focal(gamma=2)": 8,
+    }
+    assert set(found["focal_tversky"]["space"]) == {"fn_weight", "fp_weight", "gamma"}
+    assert "space" not in found["ce"] and "space" not in found["focal(gamma=2)"]  # what is asked for stays

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from harness.api import load_suite, plan, rank
+from harness.clean import find
 from harness.cli import main
 from harness.plan import counts
 from harness.seeds import TUNING_SEED
@@ -151,6 +152,16 @@ def test_records_of_tuned_cells_travel_without_their_trials(done: Toy, capsys: p
     capsys.readouterr()
 
 
+def test_clean_keeps_trials_as_long_as_the_suite_is_tuned(done: Toy) -> None:
+    suite = load_suite(done.folder / "planted.yaml")
+    assert find([suite], done.folder / "whole", orphans=True).items == []
+    bare = done.folder / "bare.yaml"
+    bare.write_text("".join(line for line in SUITE.splitlines(keepends=True) if not line.startswith("tune:")))
+    items = find([load_suite(bare)], done.folder / "whole", orphans=True).items
+    assert [item.kind for item in items] == ["orphan"] * 12
+
+
+@pytest.mark.slow
 def test_a_ranked_loss_gets_the_same_budget(done: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(done.folder)
     found = rank(

@@ -285,7 +285,7 @@ def clean_command(args: argparse.Namespace, suites: Sequence[Suite]) -> int:
         number, size = found.orphans
         console.print(
             f"{number} trainings or evaluations of no cell of the suites, {size_of(size)}: --orphans lists them, too. "
-            "Losses of `bench rank` and earlier states of the suites are among them."
+            "Losses of `bench rank`, trials of a tuning and earlier states of the suites can be among them."
         )
     if args.yes:
         console.print(f"removed: {len(gone)}, {total}")

@@ -151,9 +151,9 @@ class Reads:
         self.files: list[str] = []
         plain_read, plain_record = store._read, store.read_record
 
-        def read(path: str) -> Any:
+        def read(path: str, digest: str) -> Any:
             self.files.append(Path(path).name)
-            return plain_read(path)
+            return plain_read(path, digest)
 
         def record(path: Path) -> RunRecord:
             self.files.append(path.name)

@@ -241,6 +241,8 @@ def test_arrays_preparation_and_width(toy, cells: list[Cell], fake: Fake) -> Non
     assert "#SBATCH --array=0-5%6" in prepare or "#SBATCH --array=0-3%4" in prepare
     assert ["--array=0-3%2" in arrays[0], "--array=0-3%2" in arrays[1], "--array=0-1%2" in arrays[2]] == [True] * 3
     assert all("--dependency=afterany:1" in text for text in arrays)
+    folders = list((toy.folder / "runs/slurm").iterdir())
+    assert len(folders) == 4 and {stat.S_IMODE(path.stat().st_mode) for path in folders} == {0o700}
     assert {s.job: len(s.tasks) for s in submissions(toy.folder / "runs/slurm")}["2"] == 4
 
     # what waits in the queue is not submitted again, by whatever command; what left it is

@@ -94,6 +94,8 @@ def _run(args: argparse.Namespace) -> int:
         with followed([(s.name, e) for s, e in planned], place.out) if args.tensorboard else nullcontext():
             _work(list(todo.values()), place, args, console, known)
         if args.detach:
+            if args.json:
+                print_json([_run_row(s, entries, started[s.name]) for s, entries in planned])
             return 0
         planned = [(s, make_plan(s, _outs(args), args.reports, args.only)) for s, _ in planned]
     _tensorboard(planned, place, args, console)

@@ -138,7 +138,7 @@ def device_on(cluster: SlurmCluster, asked: str) -> str:
     if asked == "cpu":
         return "cpu"
     if asked not in ("cuda", "cuda:0"):
-        raise BenchError(f"--device {asked}: expected auto, cpu or cuda; which GPU it is SLURM decides.")
+        raise BenchError(f"--devices {asked}: expected auto, cpu or cuda; which GPU it is SLURM decides.")
     if not cluster.gpus:
-        raise BenchError(f"--device {asked}: the jobs ask for no GPU; write gpus: 1 into the file of --cluster.")
+        raise BenchError(f"--devices {asked}: the jobs ask for no GPU; write gpus: 1 into the file of --cluster.")
     return "cuda:0"

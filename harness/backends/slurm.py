@@ -111,7 +111,7 @@ class Watch:
         """Submit what is missing, and watch until every cell has ended."""
         try:
             self._attach()
-            with RunProgress(self._total, self.console) as progress:
+            with RunProgress(self._total, self.console, out=self.place.out) as progress:
                 for cell in [c for c in self.open.values() if c.skip]:
                     self._end(cell, _failed(cell, self.place, "skip", cell.skip or ""), progress)
                 self._submit()

@@ -65,7 +65,8 @@ class Submission:
 
     def save(self) -> None:
         """Write `cells.json`."""
-        self.seen.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # jobs run what lies in it
+        self.seen.mkdir(exist_ok=True)
         content = {"name": self.name, "kind": self.kind, "job": self.job, "tasks": self.tasks, "tries": self.tries}
         write_atomic(self.folder / "cells.json", lambda stream: stream.write(json.dumps(content).encode()))
 

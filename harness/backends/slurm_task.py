@@ -11,14 +11,17 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.cell import Cell, Place
+from harness.claims import HEARTBEAT_SECONDS, LEASE_SECONDS, Lease, holder_of, is_held
 
 Preparation = tuple[str, str, dict[str, Any], bool, list[str]]  # see `harness.runner`
+HELD_SECONDS = 1.5 * LEASE_SECONDS  # for the lease of a cell whose task died to run out
 ELSEWHERE = "elsewhere"  # in place of a status: another process is running this cell
 
 
@@ -79,18 +82,25 @@ def run_bundle(bundle: Bundle) -> None:
     marks = Marks(bundle.seen)
     marks.remove(f"task-{bundle.index}.ended")  # of this task, before SLURM started it again
     cases = Prepared(bundle.place)
-    for cell in bundle.cells:
-        if stop.asked:
-            break
-        again = marks.begin(cell.eval_id)
+    begun_before = set[str]()
+    queue, patience = deque(bundle.cells), None
+    while queue and not stop.asked:
+        cell = queue.popleft()
+        if marks.begin(cell.eval_id):
+            begun_before.add(cell.eval_id)
         stop.steps = -1
         _say(f"{cell.title} ({cell.train_id}/{cell.eval_id})")
         with _limit(cell, bundle.place, marks):
-            fresh = cell.eval_id in bundle.fresh and not again
+            fresh = cell.eval_id in bundle.fresh - begun_before
             record = run_cell(cell, bundle.place, cases, stop=stop, fresh=fresh)
-        status = record.status if record.status != "interrupted" or stop.asked else ELSEWHERE
-        marks.end(cell.eval_id, status, max(0, stop.steps))
+        held = is_held(record)
+        marks.end(cell.eval_id, ELSEWHERE if held else record.status, max(0, stop.steps))
         _say(f"{record.status}{': ' + record.message if record.message else ''}")
+        if held:  # perhaps by a task that died on another node: its lease runs out while the other cells run
+            patience = patience or time.monotonic() + HELD_SECONDS
+            if time.monotonic() < patience:
+                queue.append(cell)
+                _wait(stop, 0.0 if any(c.eval_id not in marks.ended for c in queue) else HEARTBEAT_SECONDS)
     marks.put(f"task-{bundle.index}.ended")
 
 
@@ -119,6 +129,7 @@ class Marks:
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
         self._before = read_marks(folder)
+        self.ended = set[str]()  # by this process
 
     def put(self, name: str) -> None:
         """Leave a mark."""
@@ -135,11 +146,14 @@ class Marks:
         before = self._before.get(name)
         if before is not None:
             self.remove(f"{name}.{before.status}" + ("" if before.status == "begun" else f".{before.steps}"))
+        self.remove(f"{name}.{ELSEWHERE}.0")
         self.put(f"{name}.begun")
         return before is not None
 
     def end(self, name: str, status: str, steps: int) -> None:
         """Mark a cell as ended."""
+        self.ended.add(name)
+        self._before.pop(name, None)
         with contextlib.suppress(OSError):
             (self.folder / f"{name}.begun").rename(self.folder / f"{name}.{status}.{steps}")
 
@@ -178,6 +192,10 @@ def _limit(cell: Cell, place: Place, marks: Marks) -> Iterator[None]:
             if over:
                 return
             message = f"not finished after {cell.timeout:g} s"
+            folder = cell.folder(place.out)
+            holder = holder_of(folder)
+            if holder is not None and holder.about.get("pid") == os.getpid():  # the lease of the cell that hangs
+                Lease(folder, holder.token).__exit__()
             _failed(cell, place, "timeout", message)
             marks.end(cell.eval_id, "timeout", 0)
             _say(message)
@@ -192,6 +210,12 @@ def _limit(cell: Cell, place: Place, marks: Marks) -> Iterator[None]:
         with lock:
             over = True
         timer.cancel()
+
+
+def _wait(stop: Stop, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not stop.asked:
+        time.sleep(0.2)
 
 
 def _say(text: str) -> None:

@@ -3,7 +3,9 @@
 import io
 import json
 import os
+import signal
 import stat
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +18,9 @@ from harness.backends import Asked, backend_of, slurm_queue
 from harness.backends.cluster_file import SlurmCluster, device_on, read_cluster
 from harness.backends.slurm import Watch, run_cells
 from harness.backends.slurm_jobs import CELLS, bundles, dealt, new_submission, parameters, submissions
-from harness.backends.slurm_task import Mark, Marks, read_marks
+from harness.backends.slurm_task import Bundle, Mark, Marks, _limit, read_marks, run_bundle
 from harness.cell import Cell, Place
+from harness.claims import HELD, take
 from harness.errors import BenchError
 from harness.launch import run_entries
 from harness.plan import Entry, make_plan
@@ -238,6 +241,8 @@ def test_arrays_preparation_and_width(toy, cells: list[Cell], fake: Fake) -> Non
     assert "#SBATCH --array=0-5%6" in prepare or "#SBATCH --array=0-3%4" in prepare
     assert ["--array=0-3%2" in arrays[0], "--array=0-3%2" in arrays[1], "--array=0-1%2" in arrays[2]] == [True] * 3
     assert all("--dependency=afterany:1" in text for text in arrays)
+    folders = list((toy.folder / "runs/slurm").iterdir())
+    assert len(folders) == 4 and {stat.S_IMODE(path.stat().st_mode) for path in folders} == {0o700}
     assert {s.job: len(s.tasks) for s in submissions(toy.folder / "runs/slurm")}["2"] == 4
 
     # what waits in the queue is not submitted again, by whatever command; what left it is
@@ -414,3 +419,65 @@ def test_a_damaged_file_of_a_submission_is_none(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "cells.json").write_text(text)
     assert submissions(tmp_path) == []
+
+
+@pytest.fixture
+def signals() -> Any:
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_task_waits_for_the_lease_of_a_task_that_died_and_stops_at_sigterm(
+    toy, cells: list[Cell], monkeypatch: pytest.MonkeyPatch, signals: Any
+) -> None:
+    ran: list[tuple[str, bool]] = []
+
+    def run_cell(cell: Cell, place: Place, cases: Any, *, stop: Any, fresh: bool) -> RunRecord:
+        ran.append((cell.eval_id, fresh))
+        if cell is cells[0] and len(ran) < 4:
+            return RunRecord(cell.train_id, cell.eval_id, "interrupted", HELD, cell.described())
+        if cell is cells[2]:
+            for step in range(6):
+                if step == 5:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    time.sleep(0.01)
+                if stop():
+                    return RunRecord(cell.train_id, cell.eval_id, "interrupted", "stopped", cell.described())
+        return RunRecord(cell.train_id, cell.eval_id, "ok", "", cell.described())
+
+    monkeypatch.setattr("harness.worker.run_cell", run_cell)
+    monkeypatch.setattr("harness.worker._settle", lambda device: None)  # is for a process of its own
+    monkeypatch.setattr("harness.backends.slurm_task.HEARTBEAT_SECONDS", 0.01)
+    ids = [cell.eval_id for cell in cells[:4]]
+    place, seen = Place(toy.folder / "runs", toy.folder / "data"), toy.folder / "seen"
+    run_bundle(Bundle(0, tuple(cells[:2]), frozenset(ids[:1]), place, seen))
+    assert ran == [(ids[0], True), (ids[1], False), (ids[0], True), (ids[0], True)]
+    assert {name: mark.status for name, mark in read_marks(seen).items()} == {
+        ids[0]: "ok",
+        ids[1]: "ok",
+        "task-0": "ended",
+    }
+    ran.clear()
+    for _ in range(2):  # SLURM may start a task again: what was begun then continues
+        run_bundle(Bundle(1, tuple(cells[2:4]), frozenset(ids[2:]), place, seen))
+    assert ran == [(ids[2], True), (ids[2], False)]
+    assert read_marks(seen)[ids[2]] == Mark("interrupted", 5) and ids[3] not in read_marks(seen)
+
+
+def test_a_cell_over_its_timeout_ends_its_process_with_a_record(toy, cells: list[Cell], monkeypatch: Any) -> None:
+    cell = replace(cells[0], timeout=0.05)
+    place = Place(toy.folder / "runs", toy.folder / "data")
+    over = threading.Event()
+    monkeypatch.setattr(os, "_exit", lambda code: over.set())
+    marks = Marks(toy.folder / "seen")
+    marks.begin(cell.eval_id)
+    cell.folder(place.out).mkdir(parents=True)
+    lease = take(cell.folder(place.out))  # as `run_cell` does
+    assert lease is not None
+    with lease, _limit(cell, place, marks):
+        assert over.wait(30)
+    record = read_record(cell.eval_folder(place.out) / "record.json")
+    assert (record.status, record.message) == ("timeout", "not finished after 0.05 s")
+    assert read_marks(marks.folder)[cell.eval_id].status == "timeout"

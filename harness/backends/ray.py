@@ -13,7 +13,7 @@ import os
 import tempfile
 import time
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from harness.backends.ray_cluster import (
 from harness.backends.ray_slot import Met, Moved, Slot, versions_here
 from harness.cell import Cell, Place
 from harness.cell_log import remedy
+from harness.claims import is_held
 from harness.errors import BenchError
 from harness.estimates import Estimates
 from harness.order import Queue
@@ -47,8 +48,8 @@ from harness.processes import THREAD_VARIABLES, oom_kills
 from harness.progress import RunProgress
 from harness.records import RETRIED, RunRecord, read_record
 from harness.runner import FAILED, Case, Job, Shared, _failed, _of, _shared, check_data, faulty, jobs_of
+from harness.seeds import TUNING_SEED
 
-HELD = "another process is running this cell"  # what `run_cell` answers then
 LOOK_SECONDS = 2.0  # between two questions how far a cell is
 HELD_SECONDS = 5.0  # before a cell that another process runs is tried again
 NODES_SECONDS = 10.0  # between two looks at the nodes
@@ -217,7 +218,7 @@ class Team:
                 return
         if not problem:
             assert isinstance(outcome, Met)
-            seat.met, seat.kills, seat.ref = outcome, outcome.kills, None
+            seat.met, seat.node, seat.kills, seat.ref = outcome, outcome.node, outcome.kills, None
             self._welcomed, self._deaths = True, 0
             return
         self.end(seat)
@@ -313,7 +314,7 @@ def run_cells(entries: Sequence[Entry], place: Place, asked: Asked, console: Con
             with progress:
                 for cell, record in dispatch.run():
                     records.append(record)
-                    if asked.fail_fast and record.status in FAILED:
+                    if asked.fail_fast and record.status in FAILED and record.cell["seed"] != TUNING_SEED:
                         break
                     for other in asked.follow(cell, record) if asked.follow is not None else ():
                         dispatch.add(other)
@@ -406,7 +407,7 @@ class Dispatch:
         cell, place = task.cell, self.team.place
         if not isinstance(outcome, RayError):
             record, seat.kills = outcome
-            if record.status == "interrupted" and record.message == HELD:
+            if is_held(record):
                 self.held.append((time.monotonic() + HELD_SECONDS, cell))
                 self._back(seat, cell)
                 return None
@@ -416,11 +417,11 @@ class Dispatch:
         if (written := self._written(task)) is not None:
             return written
         if isinstance(outcome, RayTaskError):
-            return _failed(cell, place, "error", f"Ray could not run it on {seat.host} ({_short(outcome)})")
+            return self._failed(seat, cell, "error", f"Ray could not run it on {seat.host} ({_short(outcome)})")
         if isinstance(outcome, OutOfMemoryError):
-            return _failed(cell, place, "oom", _memory(seat, cell, place, "Ray's memory monitor"))
+            return self._failed(seat, cell, "oom", _memory(seat, cell, place, "Ray's memory monitor"))
         if seat.kills is not None and (_kills_on(seat.node) or 0) > seat.kills:
-            return _failed(cell, place, "oom", _memory(seat, cell, place, "the system"))
+            return self._failed(seat, cell, "oom", _memory(seat, cell, place, "the system"))
         return self._lost(seat, task)
 
     def _lost(self, seat: Seat, task: Task) -> RunRecord | None:
@@ -434,7 +435,7 @@ class Dispatch:
         reason = f"its process on {seat.host} died, or the node was lost"
         if tries >= self.cluster.tries:
             text = f"{reason}, {tries} times in a row; a crash in native code, or too little memory there"
-            return _failed(cell, self.team.place, "error", text)
+            return self._failed(seat, cell, "error", text)
         self.team.console.print(
             f"{cell.title}: {reason}; it continues elsewhere ({tries} of {self.cluster.tries} tries)",
             highlight=False,
@@ -482,8 +483,19 @@ class Dispatch:
                 self.team.end(seat)
                 _ready([seat.ref], PATIENCE)  # then it writes nothing more
                 text = f"not finished after {cell.timeout:g} s"
-                record = self._written(seat.work) or _failed(cell, self.team.place, "timeout", text)
+                record = self._written(seat.work) or self._failed(seat, cell, "timeout", text)
                 yield self._finish(seat, cell, record)
+
+    def _failed(self, seat: Seat, cell: Cell, status: str, message: str) -> RunRecord:
+        """The record of a cell that could not write its own, written where its process was.
+
+        There it is known to be gone, and its lease is taken over at once; elsewhere the lease holds for minutes.
+        """
+        if seat.node and seat.node != ray.get_runtime_context().get_node_id():
+            found = _on(seat.node, _failed, cell, self.team.place, status, message)
+            if isinstance(found, RunRecord):
+                return found
+        return _failed(cell, self.team.place, status, message)
 
     def _finish(self, seat: Seat, cell: Cell, record: RunRecord) -> tuple[Cell, RunRecord]:
         self.progress.finished(seat.number, cell.title, record)
@@ -535,14 +547,18 @@ def _actor_class() -> Any:
 
 def _kills_on(node: str) -> int | None:
     """How many processes a node's machine has killed for lack of memory by now; None where it does not answer."""
-    if not node:
-        return None
-    ask = ray.remote(num_cpus=0)(oom_kills)
-    ref = ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
-    if not _ready([ref], 10.0):
-        return None
-    found = _outcome(ref)
-    return None if isinstance(found, RayError) else found
+    found = _on(node, oom_kills) if node else None
+    return found if isinstance(found, int) else None
+
+
+def _on(node: str, function: Callable[..., Any], *args: Any) -> Any:
+    """What a function returns on a node; None or an error of Ray where it does not answer."""
+    here = NodeAffinitySchedulingStrategy(node, soft=False)
+    ref = ray.remote(num_cpus=0, max_retries=0)(function).options(scheduling_strategy=here).remote(*args)
+    if _ready([ref], PATIENCE):
+        return _outcome(ref)
+    ray.cancel(ref, force=True)
+    return None
 
 
 def _ready(refs: list[Any], seconds: float = 0.0) -> list[Any]:

@@ -28,6 +28,7 @@ class Met:
 
     Attributes:
         host: Name of its machine.
+        node: Ray's id of its node.
         versions: Of what results depend on.
         out: Whether it sees the results folder of this run.
         data: Whether it sees the folder of data sets.
@@ -35,6 +36,7 @@ class Met:
     """
 
     host: str
+    node: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     out: bool = True
     data: bool = True
@@ -59,11 +61,20 @@ class Slot:
 
     def meet(self, marker: Path) -> Met:
         """Import torch, which takes seconds, and say what is here; `marker` lies in the results folder."""
+        import ray
+
         from harness.worker import Cases
 
         self._cases = Cases(self._place)
         root = self._place.root
-        return Met(socket.gethostname(), versions_here(), marker.is_file(), root is None or root.is_dir(), oom_kills())
+        return Met(
+            host=socket.gethostname(),
+            node=ray.get_runtime_context().get_node_id(),
+            versions=versions_here(),
+            out=marker.is_file(),
+            data=root is None or root.is_dir(),
+            kills=oom_kills(),
+        )
 
     def prepare(self, job: tuple[Any, ...]) -> str | None:
         """Preprocess one case; the sentence that says what is wrong with it, or None."""

@@ -314,7 +314,7 @@ def test_many_cells_cells_that_follow_and_fail_fast(
 
     class Quick(Slot):
         def meet(self, marker: Path) -> Met:
-            return Met("here", versions_here(), marker.is_file())
+            return Met("here", versions=versions_here(), out=marker.is_file())
 
         def prepare(self, job: tuple[Any, ...]) -> str | None:
             return None

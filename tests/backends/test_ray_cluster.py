@@ -118,7 +118,7 @@ def test_capacity() -> None:
 def test_a_node_that_must_not_run_cells() -> None:
     here = versions_here()
     assert {"Python", "torch", "segmentation-loss-bench"} <= here.keys() and here["torch"][0].isdigit()
-    good = Met("n1", here)
+    good = Met("n1", versions=here)
     assert problem_of(good, here, Path("/out"), None) == ""
     assert "n1 of the Ray cluster does not see /out" in problem_of(replace(good, out=False), here, Path("/out"), None)
     assert "does not see /data" in problem_of(replace(good, data=False), here, Path("/out"), Path("/data"))
@@ -198,14 +198,14 @@ class Rig:
         team = SimpleNamespace(place=place, console=console, end=lambda seat: None)
         estimates = Estimates(())
         queue = Queue([], estimates.weight)
-        progress = RunProgress([1.0], console)
+        progress = RunProgress(1, console)
         self.dispatch = module.Dispatch(team, RayCluster(), progress, estimates, {}, queue, 1, {cell.eval_id})
         self.path = cell.eval_folder(out) / "record.json"
         self.seat = self.begin(False)
 
     def begin(self, fresh: bool) -> Any:
         task = self.module.Task(self.cell, fresh, self.module._identity(self.path))
-        self.seat = self.module.Seat(0, None, None, task, Met("n1"), "node", kills=2)
+        self.seat = self.module.Seat(0, None, None, task, Met("n1"), kills=2)
         return self.seat
 
     def write(self, status: str, message: str = "") -> RunRecord:

@@ -83,18 +83,20 @@ def main() -> None:
         path.write_text(SUITE.format(losses=weights, seeds=seeds))
         if not args.real:
             print(f"{cells} cells, {args.cases} cases of training, {args.workers} workers")
-            print(f"bench plan, no records: {_planned(path, folder):.2f} s")
+            print(f"bench plan, no records: {_planned(path, folder)}")
         _dispatched(path, folder, cells, args)
         if not args.real:
-            print(f"bench plan, all done, first: {_planned(path, folder):.2f} s; again {_planned(path, folder):.2f} s")
+            print(f"bench plan, all done, first: {_planned(path, folder)}; again {_planned(path, folder)}")
 
 
-def _planned(suite: Path, folder: Path) -> float:
-    """Wall seconds of the command."""
+def _planned(suite: Path, folder: Path) -> str:
+    """Wall and CPU seconds of the command."""
     command = [sys.executable, "-m", "harness", "plan", str(suite), "--out", str(folder / "runs")]
-    began = time.perf_counter()
+    before, began = os.times(), time.perf_counter()
     subprocess.run([*command, "--reports", str(folder / "reports")], check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - began
+    wall, after = time.perf_counter() - began, os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return f"{wall:.2f} s ({cpu:.2f} CPU s)"
 
 
 def _dispatched(suite: Path, folder: Path, cells: int, args: argparse.Namespace) -> None:

@@ -40,7 +40,7 @@ class Cell:
         model: Name, arguments, version. `model_source` says where the class is.
         loss: Canonical loss specification (see `harness.grid`).
         seed: The repeat.
-        train: Resolved training section, with `select`.
+        train: Resolved training section, with `select`; and with `tune` where the loss is tuned before it is trained.
         metrics: Canonical names of what is measured; those of the scope `dataset` are made by the report.
         skip: Why this cell cannot be run, or None.
         profiles: Profiles that distances are measured under, in order.
@@ -48,6 +48,7 @@ class Cell:
         scored_by: The losses behind the metrics `loss:NAME`: name of the metric to `{"loss": specification, "digest":
             of its sources}`.
         init_path: The file of weights that the model starts from; its digest stands in `model`.
+        trial: Which trial of its study the cell is, or None; a name, it enters no id.
     """
 
     suite: str
@@ -70,6 +71,7 @@ class Cell:
     engine: str = ENGINE
     init_path: str | None = None
     scored_by: dict[str, dict[str, Any]] = field(default_factory=dict)
+    trial: int | None = None
 
     @cached_property
     def train_id(self) -> str:
@@ -138,7 +140,8 @@ class Cell:
     def title(self) -> str:
         """A short name for progress and messages."""
         fold = "" if self.data["fold"] is None else f" fold {self.data['fold']}"
-        return f"{self.loss_label} / {self.model_label} / {self.dataset}{fold} / seed {self.seed}"
+        run = f"seed {self.seed}" if self.trial is None else f"trial {self.trial}"
+        return f"{self.loss_label} / {self.model_label} / {self.dataset}{fold} / {run}"
 
     @property
     def labels(self) -> dict[str, Any]:

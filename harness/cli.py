@@ -64,6 +64,7 @@ def _run(args: argparse.Namespace) -> int:
     from harness.cell import Place
     from harness.engine import Engine, check_engines
     from harness.plan import make_plan, to_rerun
+    from harness.tuning.studies import in_words
 
     console = Console(stderr=args.json)
     engine = Engine(args.engine, args.fuse)
@@ -79,7 +80,8 @@ def _run(args: argparse.Namespace) -> int:
         started[suite.name] = len(chosen)
         todo |= {e.cell.eval_id: e for e in chosen}
         console.print(
-            f"{suite.name}: {len(entries)} cells, {len(entries) - len(chosen)} done, {len(chosen)} to run",
+            f"{suite.name}: {len(entries)} cells, {len(entries) - len(chosen)} done, {len(chosen)} to run"
+            f"{in_words(chosen)}",
             highlight=False,
         )
     place = Place(_outs(args)[0].resolve(), args.data.resolve() if args.data else None)
@@ -91,6 +93,8 @@ def _run(args: argparse.Namespace) -> int:
         known = [e.record for _, entries in planned for e in entries if e.record is not None]
         with followed([(s.name, e) for s, e in planned], place.out) if args.tensorboard else nullcontext():
             _work(list(todo.values()), place, args, console, known)
+        if args.detach:
+            return 0
         planned = [(s, make_plan(s, _outs(args), args.reports, args.only)) for s, _ in planned]
     _tensorboard(planned, place, args, console)
     return _finish(planned, started, place, args, console)
@@ -221,6 +225,7 @@ def _plan(args: argparse.Namespace) -> int:
 
     from harness.estimates import Estimates
     from harness.plan import counts, to_rerun
+    from harness.tuning.studies import in_words
 
     planned = _load(args)
     estimates = Estimates(e.record for _, entries in planned for e in entries if e.record is not None)
@@ -247,7 +252,7 @@ def _plan(args: argparse.Namespace) -> int:
         for reason in dict.fromkeys(e.cell.skip for e in entries if e.cell.skip):
             console.print(f"skipped: {reason}", markup=False, highlight=False)
         todo = to_rerun(entries, args.rerun)
-        console.print(f"{len(todo)} cells to run{_expected(todo, estimates)}", highlight=False)
+        console.print(f"{len(todo)} cells to run{_expected(todo, estimates)}{in_words(todo)}", highlight=False)
         _data_notes(suite, args, console)
     return 0
 
@@ -265,12 +270,17 @@ def _expected(todo: Sequence[Entry], estimates: Estimates) -> str:
 
 
 def _plan_row(suite: Suite, entry: Entry) -> dict[str, Any]:
+    from harness.tuning.studies import budget
+
+    study, trials = next(iter(budget([entry]).items()), (None, 0))  # cells of one study share its trials
     return {
         "suite": suite.name,
         "train_id": entry.cell.train_id,
         "eval_id": entry.cell.eval_id,
         "state": entry.state,
         "skip": entry.cell.skip,
+        "study": study,
+        "trials": trials,
         **{
             k: v
             for k, v in entry.cell.described().items()

@@ -20,7 +20,7 @@ from harness.data.prepare import Prepared
 from harness.data.stored import fingerprint
 from harness.loss_scores import LossScores
 from harness.metrics import evaluate
-from harness.metrics.policy import policy_value, pooled_iou
+from harness.metrics.means import mean_of as mean_of
 from harness.metrics.table import PROFILES, SURFACE_METRICS, metric_of
 from harness.predict import predict_case
 from harness.records import CASE_COLUMNS, write_rows
@@ -215,28 +215,3 @@ def _within(volume: NDArray[np.uint8], members: Mapping[str, Sequence[int]]) -> 
     known = [IGNORE, *(index for indices in members.values() for index in indices)]
     kept[known] = known
     return kept[volume]
-
-
-def mean_of(rows: list[dict[str, Any]], metric: str) -> float | None:
-    """Mean of a metric over cases and classes under the default policy for empty masks; None where nothing counts.
-
-    Of several profiles it is the first that stands in the rows. `miou` is the mean over classes of the pooled IoU.
-    """
-    if metric_of(metric)[0].scope == "dataset":
-        return _pooled(rows)
-    own = [r for r in rows if r["metric"] == metric]
-    own = [r for r in own if r["profile"] == own[0]["profile"]]
-    values = [policy_value(metric, r["profile"], r["value"], r["worst"], r["status"]) for r in own]
-    known = [float(v) for v in values if v is not None]
-    return sum(known) / len(known) if known else None
-
-
-def _pooled(rows: list[dict[str, Any]]) -> float | None:
-    counts: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
-        if row["metric"] in ("tp", "fp", "fn"):
-            own = counts.setdefault(row["class"], {"tp": [], "fp": [], "fn": []})
-            own[row["metric"]].append(float(row["value"]))
-    found = [pooled_iou(zip(c["tp"], c["fp"], c["fn"], strict=True)) for c in counts.values()]
-    known = [v for v in found if v is not None]
-    return sum(known) / len(known) if known else None

@@ -12,6 +12,7 @@ from harness.cell import Cell, Place
 from harness.engine import Engine
 from harness.errors import BenchError
 from harness.estimates import Estimates
+from harness.follow import Follow
 from harness.plan import Entry
 from harness.processes import cores, free_memory, writable
 from harness.records import RunRecord
@@ -77,17 +78,35 @@ def run_entries(
         check_data([e.cell for e in todo], place.root)
     for folder in (place.out, reports):
         writable(folder)
+    todo, follow = tuned(todo, place.out)
     if backend is not None:
+        if per_device is not None:
+            raise BenchError("--per-device: is for this machine; a cluster has `gpus:` in the file of --cluster.")
         from harness.backends import Asked
 
-        return backend(todo, replace(place, device=device), Asked(workers, fail_fast, cluster, detach), console)
+        asked = Asked(workers, fail_fast, cluster, detach, tuple(known), follow)
+        return backend(todo, replace(place, device=device), asked, console)
     devices = devices_of(device)
     estimates = Estimates(known, gpu=devices[0] != "cpu")
-    cells = [e.cell for e in todo]
+    cells = [*(e.cell for e in todo), *(follow.later if follow else ())]
     slots, said = slots_of(devices, cells, estimates, workers, per_device)
     if said:
         console.print(said, highlight=False)
-    return run_cells([*todo], place, slots, console, fail_fast, estimates, engine=engine)
+    return run_cells([*todo], place, slots, console, fail_fast, estimates, follow=follow, engine=engine)
+
+
+def tuned(todo: Sequence[Entry], out: Path) -> tuple[Sequence[Entry], Follow | None]:
+    """What can start at once where some cells wait for their trials, and what joins.
+
+    Raises:
+        BenchError: Cells are tuned, and Optuna is not installed.
+    """
+    if not any("tune" in entry.cell.train for entry in todo):
+        return todo, None
+    from harness.tuning.studies import Studies
+
+    studies = Studies(todo, out)
+    return studies.start, studies.follow
 
 
 def _elsewhere(on: str, cluster: Path | None, detach: bool) -> Backend | None:

@@ -25,6 +25,7 @@ from harness.rows import frames
 from harness.store import Home
 from harness.suite import Suite
 from harness.suite_file import FORMATS
+from harness.tuning.told import told
 
 if TYPE_CHECKING:
     from harness.report import Panel
@@ -97,7 +98,8 @@ def _difference(cells: Sequence[Cell]) -> str:
         repeat = cell.seed if "patients" in cell.data else None  # each repeat then has cases of its own
         settings = {
             **{f"data.{k}": _text(v) for k, v in cell.data.items()},
-            **{f"train.{k}": _text(v) for k, v in cell.train.items()},
+            **{f"train.{k}": _text(v) for k, v in cell.train.items() if k != "tune"},
+            "tune": _text({k: v for k, v in cell.train.get("tune", {}).items() if k != "space"}),  # a loss has its own
             "profile": _text(list(cell.profiles)),
             "engine": cell.engine,
             "quick": str(cell.quick),
@@ -173,6 +175,7 @@ def report_merged(
         specs={c.loss_label: c.loss for s, _ in planned for c in s.cells},
         formats=formats,
         notice=NOTICE if images else "",
+        tuned=told(merged.entries),
     )
 
 
@@ -257,7 +260,7 @@ def _about(name: str, planned: Planned, merged: Merged, notes: Sequence[str], re
         "suite": "\n".join(f"# {s.name}\n{about['suite'].rstrip()}\n" for s, about in parts),
         "commands": [*(_run(s) for s, _ in planned), f"bench report {files} --merge {name}{flags}"],
         "notes": list(dict.fromkeys([*notes, *(f"{s.name}: {n}" for s, about in parts for n in about["notes"])])),
-        "learning_rates": [f"{s.name}: {about['learning_rates']}" for s, about in parts],
+        "learning_rates": [f"{s.name}: {text}" for s, about in parts for text in about["learning_rates"]],
         "environment": [environments[k] for k in sorted(environments)],
         "data": list(data.values()),
     }

@@ -83,6 +83,7 @@ class RunProgress:
     def started(self, slot: int, title: str, weight: float = 1.0) -> None:
         """A worker took a cell, which is expected to take `weight` of the work."""
         self._running[slot] = weight, 0.0, time.monotonic()
+        self._trained.discard(slot)
         self._tasks[slot] = self._bars.add_task(_plain(title), total=1.0, note="loading")
 
     def moved(self, slot: int, done: int, total: int, loss: float) -> None:
@@ -95,7 +96,7 @@ class RunProgress:
         self._refresh()
 
     def put_off(self, slot: int) -> tuple[float, float]:
-        """A cell goes back to where it waited; returns its weight and when it began."""
+        """A cell goes back to where it waited, or its process died; returns its weight and when it began."""
         weight, _, began = self._running.pop(slot, (1.0, 0.0, time.monotonic()))
         if slot in self._tasks:
             self._bars.remove_task(self._tasks.pop(slot))

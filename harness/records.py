@@ -47,6 +47,7 @@ class RunRecord:
         sources: Digests of the sources of loss and model.
         checks: Certificate of each part of the loss (`harness.check`), in short.
         files: SHA-256 of the tables that belong to it, by name: `curve.csv`, `cases.csv`. Older records have none.
+        tuned: Of a tuned cell what its trials chose, see `harness.tuning.study`; not written where there is nothing.
     """
 
     train_id: str
@@ -60,6 +61,7 @@ class RunRecord:
     environment: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
     checks: dict[str, Any] = field(default_factory=dict)
+    tuned: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
     files: dict[str, str] = field(default_factory=dict)
 
@@ -75,7 +77,8 @@ class RunRecord:
         """
         if self.status not in STATUSES:
             raise ValueError(f"status {self.status!r} is not one of {STATUSES}")
-        text = json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
+        told = {k: v for k, v in asdict(self).items() if k != "tuned" or v}
+        text = json.dumps(told, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False)
         (write or write_atomic)(path, lambda stream: stream.write(text.encode()))
 
 

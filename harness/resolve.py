@@ -13,7 +13,7 @@ import hashlib
 import importlib.util
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -39,6 +39,7 @@ class Param:
     annotation: str
     kind: str = ""  # the annotation with the names of its module spelled out
     none: bool = False  # null is its default, whatever the annotation says
+    default: str = ""  # as written; empty where there is none
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Found:
         needs: Keyword-only parameters of `forward`: (name, required).
         version: Class attribute `version`, 0 where there is none.
         digest: Of the class's source and of what it uses from the same file or from this package.
+        space: Class attribute `space` as written, empty where there is none: what `tune:` may vary.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Found:
     needs: tuple[tuple[str, bool], ...]
     version: int
     digest: str
+    space: str = ""
 
     def normalised(self, args: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments in the one form that ids are made of: `2` and `2.0` are the same where a float is expected."""
@@ -212,7 +215,7 @@ def _read(name: str, target: str) -> Found:
         pairs = zip(forward.args.kwonlyargs, forward.args.kw_defaults, strict=True)
         needs = tuple((a.arg, d is None) for a, d in pairs)
     version = next((v for v in (_constant(s, "version") for s in place.node.body) if isinstance(v, int)), 0)
-    return Found(name, target, params, any_keyword, needs, version, _digest(place))
+    return Found(name, target, params, any_keyword, needs, version, _digest(place), _space(place))
 
 
 def _source(module: str) -> Path | None:
@@ -280,20 +283,34 @@ def _absolute(node: ast.ImportFrom, module: str, path: Path) -> str:
     return ".".join([*parts[: len(parts) - up], *([node.module] if node.module else [])])
 
 
-def _method(place: _Place, name: str, depth: int = 0) -> _Function | None:
+def _method(place: _Place, name: str) -> _Function | None:
     """A method of the class or of its bases, as far as their source can be followed."""
-    for node in place.node.body:
-        if isinstance(node, _Function) and node.name == name:
-            return node
+    for one in _line(place):
+        for node in one.node.body:
+            if isinstance(node, _Function) and node.name == name:
+                return node
+    return None
+
+
+def _space(place: _Place) -> str:
+    """The class attribute `space` of the class or of its bases, as written."""
+    for one in _line(place):
+        for node in one.node.body:
+            if isinstance(node, (ast.Assign, ast.AnnAssign)) and _assigns(node, "space"):
+                return _text(node.value)
+    return ""
+
+
+def _line(place: _Place, depth: int = 0) -> Iterator[_Place]:
+    """The class and its bases, as far as their source can be followed."""
+    yield place
     if depth > 6:
-        return None
+        return
     for base in place.node.bases:
         label = base.id if isinstance(base, ast.Name) else ""
         parent = _class_in(place.module, label) if label and label != "Module" else None
-        found = _method(parent, name, depth + 1) if parent else None
-        if found:
-            return found
-    return None
+        if parent:
+            yield from _line(parent, depth + 1)
 
 
 def _params(node: _Function, module: str) -> tuple[tuple[Param, ...], bool]:
@@ -308,6 +325,7 @@ def _params(node: _Function, module: str) -> tuple[tuple[Param, ...], bool]:
             _text(a.annotation),
             spelled_out(a.annotation, lambda name: _alias(module, name)),
             isinstance(default, ast.Constant) and default.value is None,
+            _text(default),
         )
         for a, default in pairs
     )
@@ -340,7 +358,7 @@ def _constant(node: ast.stmt, name: str) -> Any:
 
 
 def _digest(place: _Place) -> str:
-    """Of the class and of all it names in its own file or in this package, without comments and docstrings."""
+    """Of the class and of all it names in its own file or in this package, without comments, docstrings and `space`."""
     ours = place.path.is_relative_to(_PACKAGE)
     if not ours and "site-packages" in place.path.parts:
         return hashlib.sha256(place.path.read_bytes()).hexdigest()
@@ -388,4 +406,8 @@ def _without_docstrings(node: ast.stmt) -> ast.stmt:
         is_scope = isinstance(part, (ast.ClassDef, *_Function.__args__))
         if is_scope and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
             part.body = body[1:] or [ast.Pass()]  # type: ignore[attr-defined]
+        if isinstance(part, ast.ClassDef):  # where to look for good arguments says nothing of the numbers
+            part.body = [n for n in part.body if not (_assigns(n, "space") and isinstance(n.value, ast.Dict))] or [  # type: ignore[attr-defined]
+                ast.Pass()
+            ]
     return copy

@@ -23,6 +23,7 @@ from harness.store import Home
 from harness.suite import Suite
 from harness.suite_file import FORMATS
 from harness.suite_losses import refusal
+from harness.tuning.told import learning_rates, notes_on, told
 
 if TYPE_CHECKING:
     from harness.report import Panel
@@ -96,6 +97,7 @@ def report_suite(
         specs={c.loss_label: c.loss for c in suite.cells},
         formats=formats,
         notice=NOTICE if images else "",
+        tuned=told(entries),
     )
     if images or set(formats) != set(FORMATS):
         (out / STAMP).unlink(missing_ok=True)  # `bench run` then writes the whole
@@ -137,6 +139,7 @@ def notes_of(suite: Suite, entries: Sequence[Entry], reports: Path, damaged: Seq
         *_places(entries, reports),
         *_measured(suite),
         *_other_data(entries),
+        *notes_on(told(entries)),
         *engine_notes(entries),
         *_checks(entries),
     ]
@@ -224,7 +227,6 @@ def about_of(suite: Suite, entries: Sequence[Entry], notes: Sequence[str]) -> di
     """The provenance of a suite, see `harness.report.write_report`."""
     spec = suite.spec
     quick = " --quick" if suite.quick else ""
-    name, args = next(iter(spec.train.optimizer.items()))
     environments = {
         json.dumps(e.record.environment, sort_keys=True) for e in entries if e.record and e.record.environment
     }
@@ -232,7 +234,7 @@ def about_of(suite: Suite, entries: Sequence[Entry], notes: Sequence[str]) -> di
         "suite": suite.text,
         "commands": [f"bench run {suite.path.name}{quick}", f"bench report {suite.path.name}{quick}"],
         "notes": [*spec.report.notes, *(spec.protocol.sentences() if spec.protocol else []), *notes],
-        "learning_rates": f"{name} at {args['lr']:g} for every loss, schedule {spec.train.schedule}.",
+        "learning_rates": learning_rates(suite),
         "environment": [json.loads(e) for e in sorted(environments)],
         "data": [
             {

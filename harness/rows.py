@@ -241,5 +241,5 @@ def _cell_row(entry: Entry) -> dict[str, Any]:
         },
         "device": environment.get("device", ""),
         "torch": environment.get("torch", ""),
-        "lr": optimizer["lr"],
+        "lr": (record.tuned if record else {}).get("lr", optimizer["lr"]),
     }

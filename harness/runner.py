@@ -12,7 +12,7 @@ import multiprocessing as mp
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from multiprocessing.connection import Connection, wait
@@ -32,11 +32,13 @@ from harness.data.phantoms import is_phantom
 from harness.engine import Engine
 from harness.errors import BenchError
 from harness.estimates import Estimates
+from harness.follow import Follow
 from harness.order import Queue
 from harness.plan import Entry
 from harness.processes import cause_of_death, deaf_to_ctrl_c, one_thread, oom_kills
 from harness.progress import RunProgress
 from harness.records import RunRecord
+from harness.seeds import TUNING_SEED
 
 Case = tuple[str, str, str, bool, str]  # manifest, case, view, whether of the phantom, training cases if they matter
 Run = Callable[..., RunRecord]  # as harness.worker.run_cell
@@ -148,6 +150,7 @@ def run_cells(
     fail_fast: bool = False,
     estimates: Estimates | None = None,
     run: Run | None = None,
+    follow: Follow | None = None,
     engine: Engine | None = None,
 ) -> list[RunRecord]:
     """Run cells on local worker processes.
@@ -157,9 +160,10 @@ def run_cells(
         place: Results folder and data root.
         devices: The device of each process: "cpu" (one thread) or "cuda:N", which several may share.
         console: For progress.
-        fail_fast: Start nothing more after the first cell that failed.
+        fail_fast: Start nothing more after the first cell that failed; a trial that failed is an answer.
         estimates: What finished cells tell of the time of these.
         run: What a process runs a cell with instead of `harness.worker.run_cell`; for measurements and tests.
+        follow: Cells that join the queue while others end.
         engine: Whether cells that differ only in their loss are trained as one; each alone by default.
 
     Returns:
@@ -173,20 +177,22 @@ def run_cells(
     jobs = {job[0].eval_id: job for job in engine.jobs(cells)}
     fresh = {e.cell.eval_id for e in entries if not e.todo}  # finished ones that were asked for again
     estimates = estimates or Estimates(())
-    pool = Pool(place, [*devices[: max(1, len(jobs))]], run)
+    follow = follow or Follow(lambda cell, record: ())
+    pool = Pool(place, [*devices[: max(1, len(jobs) + follow.total)]], run)
     records: list[RunRecord] = []
     clean = False
-    work = sum(estimates.weight(c) for c in cells)
+    known = [estimates.weight(c) for c in (*cells, *follow.later)]
+    work = sum(known) * (len(cells) + follow.total) / max(1, len(known))  # of trials only the number is known
     progress = RunProgress(
-        len(cells), console, len(pool.devices), work=work, seconds=estimates.known > 0, out=place.out
+        len(cells) + follow.total, console, len(pool.devices), work=work, seconds=estimates.known > 0, out=place.out
     )
     try:
-        faults = _prepare_all(cells, pool, console)
+        faults = _prepare_all([*cells, *follow.later], pool, console)
         progress.prepared()
         with progress:
-            for record in _dispatch(jobs, fresh, pool, progress, faults, estimates, engine):
+            for record in _dispatch(jobs, fresh, pool, progress, faults, estimates, follow, engine):
                 records.append(record)
-                if fail_fast and record.status in FAILED:
+                if fail_fast and record.status in FAILED and record.cell["seed"] != TUNING_SEED:
                     break
         clean = True
     finally:
@@ -212,16 +218,7 @@ def _prepare_all(cells: list[Cell], pool: Pool, console: Console) -> dict[Shared
 
     Cells of a suite share the dictionary of their data: what follows from it is made once for all of them.
     """
-    jobs: dict[Case, Job] = {}
-    wanted: dict[Shared, list[Case]] = {}
-    for cell in cells:
-        if cell.skip or _shared(cell) in wanted:
-            continue
-        own = wanted[_shared(cell)] = []
-        for case in [*cell.data["train"], *cell.data["val"], *cell.data["test"]]:
-            wish = _job(cell, case)
-            own.append(_of(wish))
-            jobs.setdefault(own[-1], wish)
+    jobs, wanted = jobs_of(cells)
     faults: dict[Case, str] = {}
     queue = deque(jobs.values())
     running: dict[int, Job] = {}
@@ -246,6 +243,26 @@ def _prepare_all(cells: list[Cell], pool: Pool, console: Console) -> dict[Shared
                     faults[_of(job)] = message[1]
     if time.monotonic() - began > 5:
         console.print(f"prepared {len(jobs)} cases in {time.monotonic() - began:.0f} s", highlight=False)
+    return faulty(wanted, faults)
+
+
+def jobs_of(cells: Iterable[Cell]) -> tuple[dict[Case, Job], dict[Shared, list[Case]]]:
+    """What is to be prepared for cells: every case once, and the cases behind each data of cells."""
+    jobs: dict[Case, Job] = {}
+    wanted: dict[Shared, list[Case]] = {}
+    for cell in cells:
+        if cell.skip or _shared(cell) in wanted:
+            continue
+        own = wanted[_shared(cell)] = []
+        for case in [*cell.data["train"], *cell.data["val"], *cell.data["test"]]:
+            wish = _job(cell, case)
+            own.append(_of(wish))
+            jobs.setdefault(own[-1], wish)
+    return jobs, wanted
+
+
+def faulty(wanted: dict[Shared, list[Case]], faults: dict[Case, str]) -> dict[Shared, str]:
+    """What is wrong with the data of cells: the first fault of their cases."""
     return {
         shared: next(faults[c] for c in own if c in faults) for shared, own in wanted.items() if faults.keys() & own
     }
@@ -258,6 +275,7 @@ def _dispatch(
     progress: RunProgress,
     faults: dict[Shared, str],
     estimates: Estimates,
+    follow: Follow,
     engine: Engine,
 ) -> Iterator[RunRecord]:
     def weight_of(cell: Cell) -> float:
@@ -266,6 +284,12 @@ def _dispatch(
     # the first cell of a job stands for all of them
     queue = Queue((job[0] for job in jobs.values()), weight_of, lambda cell: [c.train_id for c in jobs[cell.eval_id]])
     cells = {cell.eval_id: cell for job in jobs.values() for cell in job}
+
+    def join(ended: Cell, record: RunRecord) -> None:
+        for cell in follow(ended, record):
+            jobs[cell.eval_id], cells[cell.eval_id] = [cell], cell
+            queue.add(cell)
+
     busy: dict[int, Cell] = {}
     held: dict[int, Hashable] = {}  # the training set that each process keeps from its last cell
     waiting: list[Cell] = []  # cells that other processes run
@@ -273,12 +297,15 @@ def _dispatch(
     while queue or busy or waiting:
         if waiting and not queue and time.monotonic() > look:
             leading = {c.eval_id for c in busy.values()}
-            free = [c for c in waiting if c.eval_id not in leading and not claims.held(c.folder(pool.place.out))]
-            for one in free:
-                jobs[one.eval_id] = [one]
-                queue.add(one)
-            waiting = [c for c in waiting if c not in free]
-            progress.waiting(0 if busy or free else len(waiting))
+            still = []
+            for one in waiting:
+                if one.eval_id in leading or claims.held(one.folder(pool.place.out)):
+                    still.append(one)
+                else:
+                    jobs[one.eval_id] = [one]
+                    queue.add(one)
+            waiting = still
+            progress.waiting(0 if busy or queue else len(waiting))
             look = time.monotonic() + LOOK_SECONDS
         for slot in range(len(pool.devices)):
             while slot not in busy:
@@ -291,7 +318,9 @@ def _dispatch(
                     queue.done(cell)
                     for one in job:
                         progress.started(slot, one.title, estimates.weight(one))
-                        yield _finish(one, slot, _failed(one, pool.place, "error", fault), progress)
+                        record = _finish(one, slot, _failed(one, pool.place, "error", fault), progress)
+                        join(one, record)
+                        yield record
                     continue
                 _begin(pool, slot, job, fresh, alone=engine.name == "single")
                 progress.started(slot, _title(job), weight_of(cell))
@@ -303,6 +332,7 @@ def _dispatch(
             if claims.is_held(record):
                 waiting.append(cells[record.eval_id])
             else:
+                join(cells[record.eval_id], record)
                 yield record
 
 

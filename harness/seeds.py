@@ -10,6 +10,7 @@ import hashlib
 import json
 from typing import Any
 
+TUNING_SEED = -1  # the repeat that trials of tuning are: none of a suite's, which count from 0
 STREAMS = ("init", "order", "augment", "dropout", "loss", "heads", "labels", "cases")
 
 

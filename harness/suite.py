@@ -28,6 +28,7 @@ from harness.seeds import seed_of
 from harness.suite_file import DataEntry, Init, SuiteFile
 from harness.suite_losses import scoring_losses
 from harness.suite_metrics import canonical_metrics
+from harness.tuning.asked import check_spaces, tuning_of
 from harness.yamlfile import YamlFile, nearest, read_yaml
 
 MOST_CELLS = 100_000
@@ -115,6 +116,9 @@ def _quick(spec: SuiteFile) -> SuiteFile:
         update["seeds"] = small.seeds
     if small.models is not None:
         update["models"] = small.models
+    if spec.tune is not None:
+        epochs = min(small.epochs, spec.tune.epochs or small.epochs)
+        update["tune"] = spec.tune.model_copy(update={"trials": small.trials, "epochs": epochs})
     return spec.model_copy(update=update)
 
 
@@ -141,9 +145,17 @@ def _cells_of(
             raise file.error(
                 ("select",), f"{spec.select!r} needs validation cases, and split {entry.split!r} has none."
             )
+        if spec.tune is not None and not manifest.parts(entry.split, fold).val:
+            raise file.error(
+                ("tune",),
+                f"trials are compared on validation cases, and split {entry.split!r} of {manifest.name} has none; "
+                "take a split with `val`, or leave `tune` away.",
+            )
         _check_cases(spec, file, manifest, manifest.parts(entry.split, fold).train, quick)
     _check_dimensions(spec, file, entry, where, manifest)
     losses = expand_losses(spec.losses, spec.with_, file)
+    check_spaces(spec, losses, file)
+    tunings = {loss.label: tuning_of(spec, loss, file) for loss in losses}
     models = _models(spec, file, ("quick", "models") if quick and spec.quick.models else ("models",))
     conditions = _conditions(spec, file, manifest)
     sizes = _sizes(spec, manifest, entry.split, folds, quick)
@@ -165,9 +177,9 @@ def _cells_of(
                 for loss in losses:
                     for fold in folds:
                         for seed in seeds:
-                            yield _cell(
-                                spec, manifest, datas[fold, seed if drawn else None], model, loss, seed, quick, cases
-                            )
+                            data = datas[fold, seed if drawn else None]
+                            tuning = tunings[loss.label]
+                            yield _cell(spec, manifest, data, model, loss, seed, quick, cases, tuning)
 
 
 def _conditions(spec: SuiteFile, file: YamlFile, manifest: Manifest) -> list[Canonical]:
@@ -351,6 +363,7 @@ def _cell(
     seed: int,
     quick: bool,
     cases: Literal["all"] | int,
+    tuning: dict[str, Any] | None,
 ) -> Cell:
     named = {"name": model.choice.name, "args": model.choice.args, "version": model.source.version}
     return Cell(
@@ -365,7 +378,7 @@ def _cell(
         loss_label=loss.label,
         loss_digest=loss.digest,
         seed=seed,
-        train=_train(spec, quick, cases) | {"select": spec.select},
+        train=_train(spec, quick, cases) | {"select": spec.select} | ({} if tuning is None else {"tune": tuning}),
         metrics=tuple(spec.metrics),
         quick=quick,
         timeout=spec.timeout,
@@ -416,6 +429,10 @@ def _check_dimensions(
     if dims == 2 and (entry.slices is None or entry.slices.axis != 0):
         key = "patches" if entry.slices is None else "slices"
         raise file.error((*where, key), f"{manifest.name} is a 2D data set; give `slices: {{size: [h, w]}}`, axis 0.")
+    if spec.tune is not None and dims not in metric_of(spec.tune.metric.removesuffix("@val"))[0].dims:
+        raise file.error(
+            ("tune", "metric"), f"{spec.tune.metric!r} is for 2D data sets, and {manifest.name} has volumes."
+        )
     for i, name in enumerate(spec.metrics):
         if dims not in metric_of(name)[0].dims:
             raise file.error(

@@ -151,7 +151,7 @@ class Train(Strict):
         if self.batch % self.accumulate:
             raise ValueError(
                 f"accumulate: {self.accumulate} does not divide the batch of {self.batch}; expected one of "
-                f"{', '.join(str(n) for n in range(1, self.batch + 1) if self.batch % n == 0)}"
+                f"{', '.join(str(n) for n in range(1, min(self.batch, 1024) + 1) if self.batch % n == 0)}"
             )
         return self
 
@@ -191,6 +191,33 @@ class Train(Strict):
             raise ValueError(f"{name} needs a learning rate `lr` above 0")
         if args.get("nesterov") and not args.get("momentum"):
             raise ValueError("nesterov needs a momentum above 0")
+        return value
+
+
+class Tune(Strict):
+    """The budget that every loss gets over its parameters and the learning rate, on the validation patients."""
+
+    trials: Positive
+    lr: tuple[PositiveFloat, PositiveFloat] | None = None  # ends of a logarithmic range
+    metric: str = "dice@val"
+    epochs: Positive | None = None  # of a trial; by default those of `train`
+    at_once: Positive = 1  # trials of one study that are chosen together, and can run side by side
+    spaces: dict[str, dict[str, Any]] = Field(default_factory=dict)  # by name or label of a loss
+
+    @field_validator("lr")
+    @classmethod
+    def _rising(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not value[0] < value[1]:
+            raise ValueError(f"expected a lower and a higher learning rate, found {value[0]:g} and {value[1]:g}")
+        return value
+
+    @field_validator("metric")
+    @classmethod
+    def _on_validation(cls, value: str) -> str:
+        if value.endswith("@test"):
+            raise ValueError("nothing is ever tuned on the test set; take METRIC@val")
+        if not re.fullmatch(r"[a-z0-9_]+(@[^@]+)?@val", value):
+            raise ValueError("expected METRIC@val, such as dice@val")
         return value
 
 
@@ -266,6 +293,7 @@ class Quick(Strict):
     batch: Positive | None = None
     seeds: Positive | None = None
     folds: Positive = 1
+    trials: Positive = 2  # of each study, where the suite is tuned
     models: list[str | dict[str, Any]] | None = Field(default=None, min_length=1)
 
 
@@ -282,7 +310,7 @@ class SuiteFile(Strict):
     train: Train
     labels: Literal["clean"] | Condition | list[Literal["clean"] | Condition] = "clean"  # a list is an axis
     select: str = "last"
-    tune: None = None
+    tune: Tune | None = None
     metrics: list[str] = Field(default_factory=lambda: ["dice", "hd95", "asd"], min_length=1)
     profile: ProfileName | list[ProfileName] = PROFILE
     engine: EngineName = ENGINE

@@ -60,7 +60,24 @@ def canonical_metrics(spec: SuiteFile, file: YamlFile) -> SuiteFile:
         if metric_of(name)[0].unit_kind == "count":
             raise file.error(("select",), f"{name!r} is a count of voxels, which says nothing of quality.")
         update["select"] = f"best:{name}@val"
+    if spec.tune is not None:
+        update["tune"] = spec.tune.model_copy(update={"metric": _tuned_by(spec.tune.metric, spec, file)})
     return spec.model_copy(update=update)
+
+
+def _tuned_by(given: str, spec: SuiteFile, file: YamlFile) -> str:
+    """The canonical name of the metric that trials are compared by; it need not be among the suite's."""
+    where = ("tune", "metric")
+    name = _metric(file, where, given.removesuffix("@val"))
+    found = metric_of(name)[0]
+    if found.unit_kind == "count" or name.startswith(LOSS):
+        raise file.error(where, f"{name!r} says nothing of quality; tune by a metric such as dice@val.")
+    if found.scope == "case":
+        try:
+            check_metrics([name], check_profiles(spec.profile))
+        except BenchError as error:
+            raise file.error(where, str(error)) from None
+    return f"{name}@val"
 
 
 def _metric(file: YamlFile, where: tuple[Any, ...], name: str, among: list[str] | None = None) -> str:

@@ -45,6 +45,7 @@ from harness.records import RETRIED, RunRecord, record_at, write_rows
 from harness.resolve import current_digest
 from harness.seeds import seed_of
 from harness.train import Hooks, Stopped, Trainer
+from harness.tuning.study import Choice, choice_of
 
 Report = Callable[[int, int, float], None]
 # From a cell to its record, with a pause: a trainer comes out, and goes on when that has trained.
@@ -206,7 +207,9 @@ def _run(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callable[
     else:
         if cell.init_path is not None:
             load_initial(model, Path(cell.init_path), cell.model["init"])
-        record = yield from _train(cell, place, cases, manifest, model, report, stop, lease)
+        tuned = _tuned(cell, place)
+        record = yield from _train(tuned.cell, place, cases, manifest, model, report, stop, lease)
+        record = replace(record, train_id=cell.train_id, cell=cell.described(), tuned=tuned.told)
         record.write(lease.folder / "train.json", lease.write)
         lease.remove(lease.folder / "checkpoint.pt")
     if record.status != "ok":
@@ -365,6 +368,11 @@ def _train(
         checks=checked,
         files={"curve.csv": curve},
     )
+
+
+def _tuned(cell: Cell, place: Place) -> Choice:
+    """The cell as its trials chose it; a cell that is not tuned as it is."""
+    return choice_of(cell, place.out) if "tune" in cell.train else Choice(cell, {})
 
 
 def finished(cell: Cell, out: Path) -> RunRecord | None:

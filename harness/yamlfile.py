@@ -103,6 +103,18 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _number(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    """A number; `12:00:00` stays text, which YAML 1.1 counts in sixties: 43200."""
+    if ":" in node.value:
+        return node.value
+    integer = node.tag.endswith(":int")
+    return loader.construct_yaml_int(node) if integer else loader.construct_yaml_float(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _number)
+_Loader.add_constructor("tag:yaml.org,2002:float", _number)
+
+
 def read_yaml(path: Path) -> YamlFile:
     """Read a file by safe loading.
 
@@ -119,9 +131,13 @@ def read_yaml(path: Path) -> YamlFile:
         raise BenchError(f"{path}: no such file.") from None
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a null character
         raise BenchError(f"{path}: cannot be read as text: {error}.") from None
+    found = YamlFile(path, None)
     try:
-        node = yaml.compose(text, Loader=_Loader)
-        data = yaml.load(text, Loader=_Loader)  # a subclass of SafeLoader
+        loader = _Loader(text)  # a subclass of SafeLoader
+        node = loader.get_single_node()
+        if isinstance(node, yaml.MappingNode):
+            _index(found, loader, node, (), set())
+        data = None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise BenchError(f"{path}:{line}: not valid YAML: {error.problem}.") from None
@@ -130,11 +146,9 @@ def read_yaml(path: Path) -> YamlFile:
     except _NOT_YAML as error:  # what PyYAML raises of values that do not fit their tag, such as `!!bool x`
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise BenchError(f"{path}: not valid YAML: {reason}.") from None
-    found = YamlFile(path, data)
     if not isinstance(data, dict):
         raise BenchError(f"{path}:1: expected a mapping of keys to values, found {kind_of(data)}.")
-    _index(found, node, (), set())
-    return found
+    return YamlFile(path, data, found.lines)
 
 
 def parse_value(text: str) -> Any:
@@ -152,9 +166,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {hit[0]!r}?)" if hit else ""
 
 
-def _index(file: YamlFile, node: yaml.Node | None, path: KeyPath, above: set[int]) -> None:
-    if node is None:
-        return
+def _index(file: YamlFile, loader: _Loader, node: yaml.Node, path: KeyPath, above: set[int]) -> None:
+    """Note the line of every key and item; before the values are made, as that writes merged keys out.
+
+    Raises:
+        BenchError: A key stands twice, or the file is nested or expands beyond its bounds.
+        yaml.constructor.ConstructorError: A key is a list or a mapping.
+    """
     if id(node) in above:
         raise file.error(path, "an alias stands inside of what it stands for.")
     if len(path) > MOST_LEVELS:
@@ -166,18 +184,20 @@ def _index(file: YamlFile, node: yaml.Node | None, path: KeyPath, above: set[int
         seen: set[Hashable] = set()
         for key_node, value_node in node.value:
             merge = key_node.tag == "tag:yaml.org,2002:merge"
-            key: Hashable = "<<" if merge else yaml.load(yaml.serialize(key_node), Loader=_Loader)
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key that is no word", key_node.start_mark)
+            key: Hashable = "<<" if merge else loader.construct_object(key_node)
             here = (*path, key)
             if key in seen:
                 file.lines[here] = key_node.start_mark.line + 1
                 raise file.error(here, "this key stands here a second time; keep one.")
             seen.add(key)
             file.lines[here] = key_node.start_mark.line + 1
-            _index(file, value_node, here, above)
+            _index(file, loader, value_node, here, above)
     elif isinstance(node, yaml.SequenceNode):
         for i, item in enumerate(node.value):
             file.lines[(*path, i)] = item.start_mark.line + 1
-            _index(file, item, (*path, i), above)
+            _index(file, loader, item, (*path, i), above)
 
 
 def _distance(error: Any) -> tuple[bool, bool]:

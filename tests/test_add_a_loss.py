@@ -63,7 +63,7 @@ def test_the_commands_of_the_page(
     (tmp_path / "my_loss.py").unlink()  # the first command makes it
     trained = []
 
-    def in_this_process(todo: Sequence[Entry], place: Place, *_: object) -> None:
+    def in_this_process(todo: Sequence[Entry], place: Place, *_: object, **__: object) -> None:
         trained.extend(run_cell(entry.cell, place) for entry in todo)
 
     monkeypatch.setattr("harness.runner.run_cells", in_this_process)

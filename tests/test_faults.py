@@ -77,6 +77,8 @@ def test_each_bad_loss_fails_its_own_cell(toy) -> None:
     assert records["dice"]["status"] == records["ce"]["status"] == "ok"
     assert "not a finite number in epoch 1 of 2" in records["Nan"]["message"]
     assert (records["Nan"]["folder"].parent / "curve.csv").is_file()  # a diverged cell keeps its curve
+    assert "tried to allocate 3.55 TiB on cpu" in records["Hungry"]["message"]
+    assert "the same for all losses: `train: {accumulate: 2}`" in records["Hungry"]["message"]
     assert "a mistake in the user's loss (bad.py:21)" in records["Raises"]["message"]
     assert "signal 9" in records["Kills"]["message"]
     assert "not finished after 15 s" in records["Hangs"]["message"]

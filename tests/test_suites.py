@@ -51,7 +51,7 @@ def test_a_phantom_in_the_true_layout_is_verified(
     assert not empty, empty
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", [*PUBLISHED, "tuned"])
 def test_the_quick_form_of_a_suite_runs_to_its_report(name: str, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = main(["run", f"{ROOT}/suites/{name}.yaml", "--quick", "--out", f"{out}/runs", "--reports", f"{out}/reports"])
     assert code == 0, capsys.readouterr().out[-2000:]
@@ -60,7 +60,7 @@ def test_the_quick_form_of_a_suite_runs_to_its_report(name: str, out: Path, caps
         cells = list(csv.DictReader(stream))
     assert cells and {c["status"] for c in cells} == {"ok"}
     page = (report / "index.html").read_text(encoding="utf-8")
-    assert "Protocol of" in page or name == "hippocampus_nnunet"
+    assert "Protocol of" in page or name in ("hippocampus_nnunet", "tuned")
     with (report / "cases.csv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     assert {r["loss"] for r in rows} == {c["loss"] for c in cells}

@@ -8,6 +8,7 @@ asked for; nothing here needs their packages.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ class Asked:
         fail_fast: Start nothing more after the first cell that failed.
         cluster: A file that describes the cluster, or None.
         detach: Submit and end, where the backend can; the same command later attaches to what runs.
+        known: Records of finished cells, to tell time and memory of these.
         follow: Cells that join while others finish, as in `harness.runner.run_cells`.
     """
 
@@ -45,6 +47,7 @@ class Asked:
     fail_fast: bool = False
     cluster: Path | None = None
     detach: bool = False
+    known: Sequence[RunRecord] = ()
     follow: Callable[..., Any] | None = None
 
 
@@ -62,6 +65,8 @@ def backend_of(on: str) -> Backend:
     """
     if on not in _NEEDS:
         raise BenchError(f"--on {on}: expected one of {', '.join(PLACES)}.")
+    # under `uv run` Ray would upload the working directory, which the nodes share
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     try:
         importlib.import_module(_NEEDS[on])
     except ImportError as error:

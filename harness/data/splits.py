@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,13 +16,17 @@ from harness.yamlfile import Strict, YamlFile
 
 
 class Split(Strict):
-    """Lists of cases (an entry may hold `*`), a seeded k-fold over patients, or seeded fractions of the patients."""
+    """Lists of cases (an entry may hold `*`), a seeded k-fold over patients, or seeded fractions of the patients.
+
+    Of a k-fold, `validation` is the share of a fold's training patients that is held out to choose by.
+    """
 
     train: list[str] | Literal["rest"] = "rest"
     val: list[str] = Field(default_factory=list)
     test: list[str] = Field(default_factory=list)
     folds: int | None = Field(default=None, ge=2, le=1000)
     fractions: tuple[float, float, float] | None = None  # training, validation, test
+    validation: float = Field(default=0.0, ge=0, lt=1)
     seed: int = 0
 
     @field_validator("fractions")
@@ -36,6 +41,10 @@ class Split(Strict):
     def _kind(self) -> Split:
         if self.folds is not None and self.fractions is not None:
             raise ValueError("`folds` and `fractions` both deal the cases out; keep one of them")
+        if self.validation and self.folds is None:
+            raise ValueError(
+                "`validation` is a share of the training patients of `folds`; elsewhere name them in `val`"
+            )
         dealt = "folds" if self.folds is not None else "fractions" if self.fractions is not None else None
         if dealt is None and not self.test:
             raise ValueError(
@@ -107,8 +116,14 @@ def _fold(
     if split.folds > len(patients):
         raise file.error(("splits", name, "folds"), f"{split.folds} folds of {len(patients)} patients.")
     held = set(patients[fold :: split.folds])
-    test = tuple(c for c in cases if patient_of(c) in held)
-    return Parts(tuple(c for c in cases if patient_of(c) not in held), (), test)
+    # those that the next folds test come first: no patient is held out in all folds
+    rest = [p for shift in range(1, split.folds) for p in patients[(fold + shift) % split.folds :: split.folds]]
+    watched = set(rest[: math.ceil(split.validation * len(rest) - 1e-9)])
+    if len(watched) == len(rest):
+        raise file.error(("splits", name, "validation"), f"no patient of {len(rest)} would be left for training.")
+    kept = [c for c in cases if patient_of(c) not in held]
+    train, val = (tuple(c for c in kept if (patient_of(c) in watched) is inside) for inside in (False, True))
+    return Parts(train, val, tuple(c for c in cases if patient_of(c) in held))
 
 
 def _fractions(

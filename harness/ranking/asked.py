@@ -16,6 +16,7 @@ from harness.cell import Cell
 from harness.errors import BenchError
 from harness.grid import Choice, LossChoice, expand_losses, label_of, plain_losses, with_rule
 from harness.suite import Suite, lacking
+from harness.tuning.asked import tuning_of
 from harness.yamlfile import YamlFile, parse_value, read_yaml
 
 FORM = "expected a loss, such as my_loss.py:MyLoss, 'my_loss.py:MyLoss(gamma=2)' or 'tversky: {fn_weight: 0.7}'"
@@ -155,7 +156,7 @@ def extended(suite: Suite, asked: Sequence[Asked]) -> RankSuite:
         whole = choice
         if rule is not None and not {one.name, choice.label} & set(rule.get("except", [])):
             whole = with_rule(choice, rule, file)
-        made = list(_cells(suite, whole))
+        made = list(_cells(suite, whole, tuning_of(suite.spec, whole, file)))
         known = own.get(made[0].train_id)
         if known is not None:
             if known in ranked:
@@ -188,12 +189,14 @@ def _by_file(one: Asked, choice: LossChoice) -> str:
     return f"{one.name} {choice.label}" if one.file is not None else choice.label
 
 
-def _cells(suite: Suite, loss: LossChoice) -> Iterator[Cell]:
-    """A cell of the loss at each point of the grid of data set, fold, model and seed."""
+def _cells(suite: Suite, loss: LossChoice, tuning: dict[str, Any] | None) -> Iterator[Cell]:
+    """A cell of the loss at each point of the grid of data set, fold, model and seed, tuned with the suite's budget."""
+    tuned = {} if tuning is None else {"tune": tuning}
     seen = set()
     for cell in suite.cells:
         point = (cell.dataset, cell.data["split"], cell.data["fold"], cell.model_label, cell.seed)
         if point not in seen:
             seen.add(point)
             skip = lacking(loss, cell.model["name"])
-            yield replace(cell, loss=loss.spec, loss_label=loss.label, loss_digest=loss.digest, skip=skip)
+            train = {k: v for k, v in cell.train.items() if k != "tune"} | tuned
+            yield replace(cell, loss=loss.spec, loss_label=loss.label, loss_digest=loss.digest, skip=skip, train=train)

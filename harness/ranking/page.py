@@ -17,6 +17,7 @@ from harness.ranking.asked import RankSuite
 from harness.records import write_atomic
 from harness.results import about_of, notes_of, settings_in, voxels_of
 from harness.rows import Tables
+from harness.tuning.told import told
 
 if TYPE_CHECKING:
     from harness.ranking.rank import Ranked
@@ -78,6 +79,7 @@ def write_page(
             ranking=ranking,
             published=suite.spec.report.published,
             specs={c.loss_label: c.loss for c in suite.cells},
+            tuned=told(entries),
         )
         text = json.dumps(result.as_dict() | {"page": page.name}, indent=1, ensure_ascii=False)
         write_atomic(out / RESULT, lambda stream: stream.write(text.encode() + b"\n"))

@@ -21,6 +21,7 @@ from harness.results import voxels_of
 from harness.rows import Tables, frames
 from harness.store import Home
 from harness.suite import Suite, load_suite
+from harness.tuning.studies import in_words
 from harness.yamlfile import nearest
 
 if TYPE_CHECKING:
@@ -151,7 +152,8 @@ def rank(
     certificates = _checked(whole, place.cache / "prepared", quiet)
     twins = _twins(whole, place.cache / "prepared")
     if todo:
-        quiet.print(f"{len(todo)} of {len(ours)} cells of {', '.join(whole.ranked)} to run", highlight=False)
+        names = ", ".join(whole.ranked)
+        quiet.print(f"{len(todo)} of {len(ours)} cells of {names} to run{in_words(todo)}", highlight=False)
         run_entries(
             todo,
             place,

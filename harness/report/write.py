@@ -18,15 +18,18 @@ from harness.report.frames import NO_FOLD, Frames, prepare
 from harness.report.layouts import LAYOUTS as TABLES
 from harness.report.palette import slug
 from harness.report.qualitative import Panel, draw_ladder, draw_panel
+from harness.report.sweep_ranges import sweep_range_views
 from harness.report.tablefiles import write_tables, write_views
 from harness.report.tables import apply_policy, leaderboard
+from harness.report.tuning import tuning_views
 from harness.report.verdicts import Ranking
 from harness.suite_file import FORMATS
+from harness.tuning.told import Told
 
 LADDER = 5  # losses in the figure of all cases together
 LAYOUTS = (*TABLES, "curves", "distributions", "qualitative")
 # Behind the sections that the suite asks for; each is left out where it has nothing to show.
-USUAL = ("published", "distributions", "classes", "sweeps", "validation", "sizes", "volume", "cost", "cases",
+USUAL = ("tuning", "published", "distributions", "classes", "sweeps", "validation", "sizes", "volume", "cost", "cases",
          "cross", "variance", "sensitivity", "qualitative")  # fmt: skip
 
 
@@ -49,6 +52,7 @@ def write_report(
     formats: Sequence[str] = FORMATS,
     notice: str = "",
     settings: Mapping[str, Setting] | None = None,
+    tuned: Sequence[Told] = (),
 ) -> Path:
     """Write `index.html`, the numbers as CSV (leaderboard, cells, cases, curves), `tables/` and `figures/`.
 
@@ -72,6 +76,7 @@ def write_report(
         formats: Which of `FORMATS` to write; the page is of `html`, figures belong to `html` and `latex`.
         notice: A warning on top of the page.
         settings: Data set to its setting, where the suite degrades labels or takes fewer patients.
+        tuned: What the studies of a tuned suite chose.
 
     Returns:
         The path of `index.html`, or of the folder where no page was asked for.
@@ -98,6 +103,8 @@ def write_report(
             ("robustness", robustness.robustness_views(robustness.robustness_panels(frames))),
             ("statistics", verdict_tables.statistics_views(compared)),
             ("tiers", verdict_tables.tier_views(frames, ranking)),
+            ("tuning", tuning_views(tuned, frames)),
+            ("sweep_ranges", sweep_range_views(frames, ranking)),
             ("sizes", sizes.size_views(by_size)),
             ("cross", cross.cross_views(frames, ranking)),
             ("variance", verdict_tables.variance_views(compared)),

@@ -60,6 +60,24 @@ class _Check(_Strict):
     declared: dict[Text, Text]
 
 
+class _Tuned(_Strict):
+    """What the trials of a tuned cell chose."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    metric: Text
+    trials: int
+    epochs: int
+    failed: int
+    trial: int
+    lr: FiniteFloat
+    args: dict[Text, Any]
+    value: FiniteFloat | None
+    default: FiniteFloat | None
+    seconds: FiniteFloat
+    optuna: Text
+
+
 class _Record(_Strict):
     """The JSON of `RunRecord`, with the form of every field."""
 
@@ -77,6 +95,7 @@ class _Record(_Strict):
     sources: dict[Text, Text]
     checks: dict[Text, _Check]
     files: dict[Text, Digest] = Field(default_factory=dict)
+    tuned: _Tuned | None = None
     form: int = Field(alias="schema")
 
 

@@ -34,6 +34,27 @@ def test_classes_are_indexed_in_the_order_of_the_file(tmp_path: Path) -> None:
     assert _load(tmp_path, TEXT).classes == {"a": 1, "b": 2}
 
 
+def test_a_share_of_a_folds_training_patients_is_held_out(tmp_path: Path) -> None:
+    phantom = (
+        (packed("data_manifests") / "phantom.yaml").read_text(encoding="utf-8").replace("name: phantom", "name: toy")
+    )
+    text = phantom.replace("kfold4: {folds: 4, seed: 0}", "kfold4: {folds: 4, seed: 0, validation: 0.3333333333}")
+    assert text != phantom
+    manifest, bare = _load(tmp_path, text), _load(tmp_path, phantom)
+    parts = [manifest.parts("kfold4", fold) for fold in range(4)]
+    for fold, part in enumerate(parts):
+        assert part.test == bare.parts("kfold4", fold).test and len(part.val) == 9 and len(part.train) == 18
+        assert {*part.train, *part.val} == {*bare.parts("kfold4", fold).train} and not {*part.train} & {*part.val}
+        assert {*part.val} == {*parts[(fold + 1) % 4].test}  # the patients that the next fold tests
+    assert manifest.digest() == bare.digest()
+    for wrong, words in (
+        ("kfold4: {folds: 4, seed: 0, validation: 0.99}", "no patient of 27 would be left for training"),
+        ("kfold4: {fractions: [0.6, 0.2, 0.2], validation: 0.2}", "`validation` is a share of the training patients"),
+    ):
+        with pytest.raises(BenchError, match=words):
+            _load(tmp_path, phantom.replace("kfold4: {folds: 4, seed: 0}", wrong)).parts("kfold4", 0)
+
+
 def test_folds_keep_patients_whole_and_cover_every_case_once(tmp_path: Path) -> None:
     manifest = _load(tmp_path, TEXT)
     seen: list[str] = []

@@ -322,7 +322,7 @@ def test_every_section_is_drawn_and_says_what_it_shows(frame, tmp_path):
     assert list(found) == [
         "curves", "validation", "sweeps", "classes", "volume", "cost", "distributions", "cases",
     ]  # fmt: skip
-    assert {k: len(v) for k, v in found.items()} == dict.fromkeys(found, 1) | {"classes": 2, "cases": 2}
+    assert {k: len(v) for k, v in found.items()} == dict.fromkeys(found, 1) | {"sweeps": 2, "classes": 2, "cases": 2}
     for picture in (p for pictures in found.values() for p in pictures):
         assert {p.suffix for p in tmp_path.glob(f"{picture.name}.*")} == {".svg", ".png", ".pdf"}
         assert "synapse" in picture.title and picture.caption.endswith(".")

@@ -22,6 +22,7 @@ from harness.report.figures.curves import (
 )
 from harness.report.figures.draw import FIGURES, draw_all, drawing_all
 from harness.report.figures.ranks import case_ranks, critical_difference
+from harness.report.figures.responses import response_points, sweep_responses
 from harness.report.figures.robustness import robustness_curves
 from harness.report.figures.sizes import size_effects
 from harness.report.figures.sweeps import sweep_curves, sweeps_of
@@ -31,6 +32,7 @@ __all__ = [
     "FIGURES", "LOG_FROM", "MAX_EPOCHS", "CurveKind", "CurvePicture", "Picture", "SuitePicture", "case_differences",
     "case_map", "case_ranks", "class_heatmap", "class_table", "cost_gain", "cost_points", "critical_difference",
     "curve_panel", "dice_distribution", "draw_all", "drawing", "drawing_all", "epoch_means", "finished", "inline",
-    "lighter", "loss_curves", "robustness_curves", "running_median", "save", "size_effects", "sweep_curves",
-    "sweeps_of", "validation_curves", "validation_metrics", "volume_effect", "volume_effects",
+    "lighter", "loss_curves", "response_points", "robustness_curves", "running_median", "save", "size_effects",
+    "sweep_curves", "sweep_responses", "sweeps_of", "validation_curves", "validation_metrics", "volume_effect",
+    "volume_effects",
 ]  # fmt: skip

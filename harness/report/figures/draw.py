@@ -19,6 +19,7 @@ from harness.report.figures.classes import class_heatmap
 from harness.report.figures.cost import cost_gain
 from harness.report.figures.curves import loss_curves, validation_curves, validation_metrics
 from harness.report.figures.ranks import critical_difference
+from harness.report.figures.responses import sweep_responses
 from harness.report.figures.robustness import robustness_curves
 from harness.report.figures.scores import rows_of
 from harness.report.figures.sweeps import sweep_curves
@@ -120,6 +121,9 @@ def _validation(frames: Frames, folder: Path, _: str | None) -> Makers:
 
 
 def _sweeps(frames: Frames, folder: Path, _: str | None) -> Makers:
+    for g, m in _pairs(frames):
+        if g in frames.plain_groups:
+            yield f"responses-{g}-{m}", partial(sweep_responses, frames, g, m, folder)
     for g in frames.plain_groups:
         for m in by_group(frames, g, frames.curves):
             yield f"sweeps-{g}-{m}", partial(sweep_curves, frames, g, m, folder)

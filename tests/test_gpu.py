@@ -1,5 +1,7 @@
 """What can only be shown on a CUDA device; skipped where there is none."""
 
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,9 +9,16 @@ import torch
 from torch import nn
 
 from harness.cell import Place
+from harness.check.scenes import facts_of, label
+from harness.fused import Group
+from harness.losses import LOSSES
 from harness.losses.build import build_loss
-from harness.models.build import digest
+from harness.losses.calls import needs_of
+from harness.losses.needs import MODEL_NEEDS
+from harness.models import MODELS
+from harness.models.build import build_model, digest
 from harness.models.unet import UNet
+from harness.resolve import load
 from harness.suite import load_suite
 from harness.train import Trainer
 from harness.worker import Cases
@@ -67,3 +76,62 @@ def test_two_trainings_end_at_the_same_weights(cells, tmp_path: Path, loss: str)
     finally:
         torch.use_deterministic_algorithms(False)
     assert digests[0] == digests[1]
+
+
+def test_a_fused_step_never_waits_for_the_device(cells, tmp_path: Path) -> None:
+    group = Group([_trainer(cells[loss], tmp_path) for loss in ("ce", "dice", "lovasz")])
+    group.begin()
+    group.step()
+    group.step()  # the first step may lack memory, and keeps copies for that
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        group.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def _twice(make: Callable[[], Trainer]) -> tuple[list[str], set[str]]:
+    """Digests after two trainings with deterministic algorithms, and the operations that have no such form."""
+    digests = []
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                trainer = make()
+                trainer.run()
+                digests.append(digest(trainer.model))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    said = [str(w.message) for w in heard]
+    return digests, {m.split()[0] for m in said if "does not have a deterministic implementation" in m}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_is_deterministic_or_the_operation_is_named(cells, tmp_path: Path, name: str) -> None:
+    def make() -> Trainer:
+        trainer = _trainer(cells["ce"], tmp_path)
+        version = load(LOSSES[name]).version
+        spec = {"name": name, "class": LOSSES[name], "args": {}, "version": version}
+        loss = build_loss(spec, facts_of(label(2)) | {"num_classes": 9})
+        torch.manual_seed(0)
+        return Trainer(trainer.cell, UNet(1, 9, width=8), loss, trainer.data, 9, torch.device("cuda"))
+
+    spec = {"name": name, "class": LOSSES[name], "args": {}, "version": 0}
+    required, _ = needs_of(build_loss(spec, facts_of(label(2))))
+    if required & (MODEL_NEEDS - {"embedding", "classify"}):
+        pytest.skip("asks for what a U-Net does not give")
+    digests, without = _twice(make)
+    assert digests[0] == digests[1] or without, "differs, and torch names no operation"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_is_deterministic_or_the_operation_is_named(cells, tmp_path: Path, name: str) -> None:
+    def make() -> Trainer:
+        trainer = _trainer(cells["ce"], tmp_path)
+        torch.manual_seed(0)
+        model = build_model(MODELS[name], {}, in_channels=1, num_classes=9, spatial_dims=2, size=[64, 64])
+        return Trainer(trainer.cell, model, build_loss(cells["ce"].loss, {}), trainer.data, 9, torch.device("cuda"))
+
+    digests, without = _twice(make)
+    assert digests[0] == digests[1] or without, "differs, and torch names no operation"

@@ -126,8 +126,14 @@ def test_a_file_too_few_and_one_too_many(tmp_path: Path) -> None:
         ({"status": "error"}, "only ok and diverged are results"),
         ({"status": "diverged"}, "of two runs"),
         ({"weights": "0" * 64}, "of two runs"),
-        ({"files": {"cases.csv": "0" * 64}}, "cases.csv is not the table that it was written with; they are of two runs"),
-        ({"files": {"curve.csv": "0" * 64}}, "curve.csv is not the table that it was written with; they are of two runs"),
+        (
+            {"files": {"cases.csv": "0" * 64}},
+            "cases.csv is not the table that it was written with; they are of two runs",
+        ),
+        (
+            {"files": {"curve.csv": "0" * 64}},
+            "curve.csv is not the table that it was written with; they are of two runs",
+        ),
         ({"files": {"cases.csv": "none"}}, "files.cases.csv"),
         ({"weights": "none"}, "weights"),
         ({"schema": 2}, "of schema 2"),

@@ -242,7 +242,9 @@ def _fields(model: type[BaseModel], path: KeyPath) -> list[str]:
             return []
         parts = [info.annotation, *getattr(info.annotation, "__args__", ())]
         current = next((p for p in parts if isinstance(p, type) and issubclass(p, BaseModel)), None)
-    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+    if not (isinstance(current, type) and issubclass(current, BaseModel)):
+        return []
+    return [info.alias or name for name, info in current.model_fields.items()]
 
 
 def kind_of(value: Any) -> str:

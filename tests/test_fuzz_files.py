@@ -125,7 +125,8 @@ def _sentence(error: BenchError, path: Path) -> None:
     assert len(sentence(error)) < 8_000 and "\n" not in sentence(error)
     line = re.match(rf"{re.escape(str(path))}:(\d+)", text)
     if line:
-        assert 1 <= int(line[1]) <= 1 + path.read_bytes().count(b"\n") + path.read_bytes().count(b"\r"), text
+        ends = re.findall("[\n\r\x85\u2028\u2029]", path.read_text(encoding="utf-8", errors="replace"))
+        assert 1 <= int(line[1]) <= 1 + len(ends), text
 
 
 def try_suite(path: Path, quick: bool = False) -> bool:

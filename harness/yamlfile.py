@@ -96,7 +96,6 @@ def _half(character: str) -> bool:
     return "\ud800" <= character <= "\udfff"
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.short_int)
 _Loader.add_constructor("tag:yaml.org,2002:str", _Loader.plain_text)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
@@ -108,7 +107,7 @@ def _number(loader: _Loader, node: yaml.ScalarNode) -> Any:
     if ":" in node.value:
         return node.value
     integer = node.tag.endswith(":int")
-    return loader.construct_yaml_int(node) if integer else loader.construct_yaml_float(node)
+    return loader.short_int(node) if integer else loader.construct_yaml_float(node)
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _number)

@@ -98,6 +98,7 @@ class Watch:
         self.fresh = {e.cell.eval_id for e in entries if not e.todo}  # finished ones that were asked for again
         self.lost: dict[str, Lost] = {}
         self.held: dict[str, tuple[Submission, int]] = {}  # cell → task
+        self.others: dict[str, tuple[Submission, int]] = {}  # cells of earlier commands that may join later
         self.jobs: dict[str, Submission] = {}  # by name
         self.records: list[RunRecord] = []
         self.failed = False
@@ -160,14 +161,18 @@ class Watch:
             for index, task in enumerate(job.tasks):
                 if not there[job.name].holds(index):
                     continue
-                for name in task:
-                    if name in self.open and not _ended(marks.get(name)):
-                        self.held[name] = job, index
-                        self.lost[name] = Lost(job.tries.get(name, 0))
-                        self.jobs[job.name] = job
+                self.others |= {name: (job, index) for name in task if not _ended(marks.get(name))}
+        self._hold(self.open)
         if self.held:
             which = ", ".join(sorted(j.job for j in self.jobs.values() if j.kind == CELLS))
             self._print(f"{len(self.held)} cells are in SLURM jobs that still wait or run: {which}")
+
+    def _hold(self, names: Iterable[str]) -> None:
+        """Take over what jobs of earlier commands hold of these cells."""
+        for name in [n for n in names if n in self.others]:
+            job, _ = self.held[name] = self.others.pop(name)
+            self.lost[name] = Lost(job.tries.get(name, 0))
+            self.jobs[job.name] = job
 
     # Submission.
 
@@ -352,7 +357,9 @@ class Watch:
         self.failed |= record.status in ("error", "oom", "timeout", "diverged")
         progress.finished(-1, cell.title, record)
         if self.asked.follow is not None:
-            self.open |= {c.eval_id: c for c in self.asked.follow(cell, record)}
+            new = {c.eval_id: c for c in self.asked.follow(cell, record)}
+            self.open |= new
+            self._hold(new)
 
     # The end.
 

@@ -203,7 +203,7 @@ def test_ctrl_c_cancels_and_detach_leaves_running(site: Site) -> None:
 @pytest.mark.slow
 def test_a_time_limit_in_the_middle_of_a_training(site: Site) -> None:
     """SLURM looks at time limits every half minute: this one takes some minutes."""
-    suite = site.toy.suite("epochs: 2, steps: 4", "epochs: 200, steps: 60")
+    suite = site.toy.suite("epochs: 2, steps: 4", "epochs: 100, steps: 60")
     site.file.write_text(FILE.replace("time: 30, notice: 60", "time: 1, notice: 20, tries: 10"))
     done = site.run(suite, "--only", "loss=ce")
     assert done.returncode == 0, done.stdout

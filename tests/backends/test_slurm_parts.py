@@ -214,7 +214,7 @@ FAST: dict[str, Any] = {"poll": 0.01, "grace": 0.0, "tries": 2}
 
 def _watch(toy, cells: list[Cell], **keys: Any) -> tuple[Watch, io.StringIO]:
     said = io.StringIO()
-    asked = Asked(detach=bool(keys.pop("detach", False)))
+    asked = Asked(detach=bool(keys.pop("detach", False)), follow=keys.pop("follow", None))
     place = Place(toy.folder / "runs", toy.folder / "data")
     entries = [Entry(cell, "missing") for cell in cells]
     console = Console(file=said, width=1000)
@@ -264,12 +264,7 @@ def test_a_record_counts_and_no_word_of_slurm(toy, cells: list[Cell], fake: Fake
     (job,) = [s for s in submissions(toy.folder / "runs/slurm") if s.kind == CELLS]
     (fake.folder / "queue").write_text(f"{job.job}|0-1|RUNNING|None|{job.name}\n")
     for cell in cells[:2]:
-        cell.eval_folder(watch.place.out).mkdir(parents=True)
-        record = RunRecord(cell.train_id, cell.eval_id, "ok", "", cell.described(), sources=cell.sources)
-        record.write(cell.eval_folder(watch.place.out) / "record.json")
-        marks = Marks(job.seen)
-        marks.begin(cell.eval_id)
-        marks.end(cell.eval_id, "ok", 8)
+        _finish(job, cell, watch.place.out)
     watch = _watch(toy, cells[:2])[0]
     watch.held = {cell.eval_id: (job, k) for k, cell in enumerate(cells[:2])}
     watch.jobs = {job.name: job}
@@ -277,6 +272,42 @@ def test_a_record_counts_and_no_word_of_slurm(toy, cells: list[Cell], fake: Fake
 
     watch._watch(RunProgress(2, watch.console))
     assert [r.status for r in watch.records] == ["ok", "ok"] and not watch.open
+
+
+def _finish(job: Any, cell: Cell, out: Path) -> None:
+    """What a task does, without its work."""
+    cell.eval_folder(out).mkdir(parents=True)
+    record = RunRecord(cell.train_id, cell.eval_id, "ok", "", cell.described(), sources=cell.sources)
+    record.write(cell.eval_folder(out) / "record.json")
+    marks = Marks(job.seen)
+    marks.begin(cell.eval_id)
+    marks.end(cell.eval_id, "ok", 8)
+
+
+def test_cells_that_follow_join_and_are_not_submitted_twice_either(toy, cells: list[Cell], fake: Fake) -> None:
+    first, second, third = cells[:3]
+    watch, _ = _watch(toy, [second], detach=True)
+    watch.run()  # an earlier command left the second in a job that waits
+    (job,) = submissions(toy.folder / "runs/slurm")
+    (fake.folder / "queue").write_text(f"{job.job}|N/A|PENDING|Priority|{job.name}\n")
+    after = {first.eval_id: [second], second.eval_id: [third], third.eval_id: []}
+
+    def follow(cell: Cell, record: RunRecord) -> list[Cell]:
+        assert record.status == "ok"
+        return after[cell.eval_id]
+
+    watch, said = _watch(toy, [first], follow=follow)
+    real = watch._look
+
+    def look(progress: Any) -> None:
+        for holder, index in list(watch.held.values()):
+            for name in holder.tasks[index]:
+                _finish(holder, watch.open[name], watch.place.out)
+        real(progress)
+
+    watch._look = look  # type: ignore[method-assign]
+    assert [r.eval_id for r in watch.run()] == [first.eval_id, second.eval_id, third.eval_id]
+    assert len(fake.scripts) == 3 and "submitted 1 cell as SLURM job 3" in said.getvalue()
 
 
 @pytest.fixture

@@ -96,8 +96,8 @@ def check_engines(entries: Iterable[Entry], todo: Iterable[Entry], engine: Engin
         if (dataset, model) in touched:
             raise BenchError(
                 f"--engine {engine.name}: {count} of the cells of {model} on {dataset} were trained with "
-                f"--engine {found}, and a comparison is trained one way; run it with --engine {found}, train all of it again with "
-                "--rerun all, or accept both with --engine mixed."
+                f"--engine {found}, and a comparison is trained one way; run it with --engine {found}, train all of it "
+                "again with --rerun all, or accept both with --engine mixed."
             )
 
 

@@ -8,9 +8,9 @@ Four ways to train the same networks, in turn within every round, so that the ma
 - fused: K cells that differ in their loss (`bench run --engine fused`); images count once for each of them;
 - floor: forward, backward and optimizer on one batch that is already there. Nothing can be faster on this device.
 
-What bounds a row is measured, too: `data` where drawing the batches alone takes more than half of a step; `launch`
-where half the batch takes more than 80 % of the time of the floor, so that the device waits for its orders; else
-`compute or memory`, which this script cannot tell apart.
+What bounds a row is measured, too: `data` where drawing the batches alone takes more than half of a step; `fixed` where
+half the batch takes more than 80 % of the time of the floor, so that a step costs what it costs whatever is in it: on a
+GPU its launches, on a CPU the weights; else `compute or memory`, which this script cannot tell apart.
 
     OMP_NUM_THREADS=1 python benchmarks/throughput.py              # small sizes on a CPU, full sizes on a GPU
     python benchmarks/throughput.py --device cuda --only unet --batch 24
@@ -144,7 +144,7 @@ def measure(size: Size, device: torch.device, args: argparse.Namespace) -> None:
         elif name != "floor" and drawn > seconds / 2:
             bound = "data"
         else:
-            bound = "launch" if half > 0.8 * floor else "compute or memory"
+            bound = "fixed" if half > 0.8 * floor else "compute or memory"
         rate = cells * size.batch / seconds
         hour = 3600 * cells / (seconds * args.cell_steps)
         print(

@@ -95,9 +95,9 @@ def check_engines(entries: Iterable[Entry], todo: Iterable[Entry], engine: Engin
     for ((dataset, model), found), count in other.items():
         if (dataset, model) in touched:
             raise BenchError(
-                f"--engine {engine.name}: {count} cells of {model} on {dataset} were trained with --engine {found}, "
-                f"and a comparison is trained one way; run it with --engine {found}, train all of it again with "
-                "--rerun all, or accept both with --engine mixed."
+                f"--engine {engine.name}: {count} of the cells of {model} on {dataset} were trained with "
+                f"--engine {found}, and a comparison is trained one way; run it with --engine {found}, train all of it "
+                "again with --rerun all, or accept both with --engine mixed."
             )
 
 
@@ -124,7 +124,7 @@ def engine_notes(entries: Sequence[Entry]) -> list[str]:
     if sizes:
         groups = ", ".join(f"{count} in groups of {size}" for size, count in sorted(sizes.items()))
         notes.append(
-            f"{sizes.total()} cells were trained fused (--engine fused): {groups}. The time of training and the step "
+            f"Cells trained fused (--engine fused): {groups}. The time of training and the step "
             "of such a cell are its share of the group's, and the memory is the group's: they tell nothing of one loss."
         )
     notes += [f"{model} was trained alone in a fused run: {reason}." for (model, reason) in sorted(alone)]

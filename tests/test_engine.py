@@ -76,7 +76,9 @@ def test_records_of_the_other_engine_are_refused(cells: list[Cell]) -> None:
     todo = [Entry(c, "missing") for c in unet[1:]]
     check_engines([old, *todo], todo, Engine())
     check_engines([old, *todo], todo, Engine("mixed"))
-    with pytest.raises(BenchError, match=r"--engine fused: 1 cells of .* trained with --engine single.*--engine mixed"):
+    with pytest.raises(
+        BenchError, match=r"--engine fused: 1 of the cells of .* trained with --engine single.*--engine mixed"
+    ):
         check_engines([old, *todo], todo, Engine("fused"))
     fused = _made(unet[0], engine="fused", fused_cells=3)
     check_engines([fused, *todo], todo, Engine("fused"))
@@ -96,7 +98,7 @@ def test_the_report_says_how_cells_were_trained(cells: list[Cell]) -> None:
     notes = engine_notes([_made(one), _made(two, engine="fused", fused_cells=2), _made(three, engine="single")])
     same = {c.model_label for c in (one, two, three)}
     assert notes[0].startswith("MIXED ENGINES") == (len(same) == 1)
-    assert "1 cells were trained fused" in notes[-1] and "in groups of 2" in notes[-1]
+    assert "Cells trained fused (--engine fused): 1 in groups of 2" in notes[-1]
     (note,) = engine_notes([_made(one, engine="single", engine_note="it reads numbers")])
     assert "trained alone in a fused run: it reads numbers" in note
 
@@ -141,6 +143,6 @@ def test_a_fused_run_through_the_pool(tmp_path: Path, monkeypatch: pytest.Monkey
     found = {r.cell["loss"]["label"]: r for r in run(suite, device="cpu", workers=1, engine="fused")}
     assert {k: r.status for k, r in found.items()} == {"dice": "ok", "Bad": "error", "focal": "ok"}
     assert "a mistake" in found["Bad"].message and found["dice"].environment["fused_cells"] == 2
-    with pytest.raises(BenchError, match=r"2 cells of .* trained with --engine fused"):
+    with pytest.raises(BenchError, match=r"2 of the cells of .* trained with --engine fused"):
         run(suite, device="cpu", workers=1)
     assert sum(e.todo for e in plan(suite)) == 1

@@ -157,7 +157,7 @@ def test_one_step_has_the_gradients_of_every_cell_alone(name: str, tmp_path: Pat
     [
         ("unet", FLAT, "schedule: plateau, clip: 0.5, augment: {rotate: 20, noise: 0.1}"),
         ("nnunet", DEEP, "schedule: poly, deep_supervision: true"),
-        ("shape_prior", FLAT, "schedule: cosine"),
+        ("shape_prior", FLAT, "schedule: cosine, accumulate: 2"),
         ("monai.networks.nets:UNet", FLAT, "schedule: constant"),
     ],
 )
@@ -200,6 +200,16 @@ def test_dropout_has_one_mask_for_all(tmp_path: Path) -> None:
     trainers = [_trainer(cell, _loss("ce"), _model("transunet", 32, dropout=0.5)) for _ in range(2)]
     assert set(dict(train(trainers)).values()) == {None}
     assert digest(trainers[0].model) == digest(trainers[1].model)
+
+
+def test_a_cell_that_must_stop_alone_leaves_the_others(tmp_path: Path) -> None:
+    """As one does whose lease another process took."""
+    cell = _cell(tmp_path)
+    lost = _trainer(cell, _loss("dice"), hooks=Hooks(stop=lambda: lost.progress.step >= 5), checkpoint=tmp_path / "d")
+    others = [_trainer(cell, _loss(n)) for n in ("ce", "focal")]
+    ended = dict(train([others[0], lost, others[1]]))
+    assert isinstance(ended[lost], Stopped) and lost.progress.step == 5 and (tmp_path / "d").exists()
+    assert [ended[t] for t in others] == [None, None] and {t.progress.step for t in others} == {12}
 
 
 class Bad(nn.Module):

@@ -247,10 +247,10 @@ def _folds(entry: DataEntry, manifest: Manifest) -> list[int | None]:
 def _models(spec: SuiteFile, file: YamlFile, key: tuple[str, ...]) -> list[ModelChoice]:
     found: list[tuple[Choice, SourceInfo, dict[str, Any] | None, str | None]] = []
     for i, entry in enumerate(spec.models):
-        name, args = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
-        where = (*key, i, name) if isinstance(entry, dict) else (*key, i)
         if isinstance(entry, dict) and len(entry) != 1:
             raise file.error((*key, i), "expected one `name: {arguments}`.")
+        name, args = (entry, {}) if isinstance(entry, str) else next(iter(entry.items()))
+        where = (*key, i, name) if isinstance(entry, dict) else (*key, i)
         if args is not None and not isinstance(args, dict):
             raise file.error(where, "expected `name: {argument: value}`.")
         try:

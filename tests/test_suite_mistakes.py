@@ -50,6 +50,7 @@ def suite(tmp_path: Path, text: str = BASE, **kwargs):
         ("seeds: 2", "seeds: 2\nmetrics: [dcie]", "toy.yaml:6: metrics[0]: unknown metric"),
         ("seeds: 2", "seeds: 2\nselect: best:dice@test", "never selected on the test set"),
         ("seeds: 2", "seeds: 2\nselect: best:dice@val", "needs validation cases, and split 'default' has none"),
+        ("[unet: {width: 4}]", "[{}]", "toy.yaml:3: models[0]: expected one `name: {arguments}`."),
         ("seeds: 2", "wiht: {varied: 1}", "toy.yaml:5: wiht: unknown key (did you mean 'with'?); known: suite, description, data, models, losses, with, seeds"),
         ("seeds: 2", "sedes: 2", "toy.yaml:5: sedes: unknown key (did you mean 'seeds'?)"),
         ("slices: {size: [64, 64]}", "slices: {size: [64, 64]}, patches: {size: [8, 8, 8]}", "give either `slices"),

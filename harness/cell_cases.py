@@ -13,11 +13,12 @@ from harness.data.conditions import CLEAN
 from harness.data.degrade import changed, degraded
 from harness.data.fingerprint import asks, resolved
 from harness.data.layouts import Reader, reader_of
-from harness.data.manifest import Manifest
+from harness.data.manifest import Manifest, load_manifest
 from harness.data.phantoms import data_root
 from harness.data.prepare import prepare
 from harness.data.samples import LabelList, budget
 from harness.data.stored import Stored, fingerprint
+from harness.errors import BenchError, os_sentence
 from harness.losses.facts import label_facts
 
 
@@ -88,3 +89,23 @@ class Cases:
             self._train = TrainSet(cases, self.view(cell, manifest), cell.train["augment"], device, limit)
             self._key = key
         return self._train, self._labels, self._facts
+
+
+def prepare_case(
+    place: Place, manifest_path: str, case: str, view: dict[str, Any], quick: bool, train: list[str]
+) -> str | None:
+    """Preprocess one case; the sentence that says what is wrong with it, or None.
+
+    `train` are the training cases where the view has words for what they tell.
+    """
+    try:
+        manifest = load_manifest(manifest_path, Path(manifest_path).parent, place.root, phantom=quick)
+        reader = Cases(place).reader(manifest, [case, *train])
+        if train:
+            view = resolved(manifest, reader, train, view, place.cache, first=case)
+        prepare(manifest, reader, case, view, place.cache)
+    except BenchError as error:
+        return str(error)
+    except OSError as error:
+        return os_sentence(error)
+    return None

@@ -39,6 +39,8 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
+from harness.cell import Cell, Place
+from harness.cell_log import log
 from harness.records import RunRecord, record_at, sync_folder, write_atomic
 
 HEARTBEAT_SECONDS = float(os.environ.get("BENCH_HEARTBEAT_SECONDS", "10"))
@@ -403,3 +405,16 @@ def _process(pid: int) -> tuple[str, str] | None:
         return fields[0], fields[19]
     except (OSError, IndexError):
         return None
+
+
+def record_failure(cell: Cell, place: Place, status: str, message: str) -> RunRecord:
+    """The record of a cell that could not write its own; a result that is there stays."""
+    record = RunRecord(cell.train_id, cell.eval_id, status, message, cell.described(), sources=cell.sources)
+    folder = cell.folder(place.out)
+    with contextlib.suppress(OSError, LostLease):  # the message still reaches the user; the same command runs it
+        folder.mkdir(parents=True, exist_ok=True)
+        if (lease := take(folder)) is not None:
+            with lease:
+                record = lease.publish(record, cell.eval_folder(place.out))
+    log(folder, f"{status}: {message}")
+    return record

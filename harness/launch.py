@@ -59,7 +59,8 @@ def run_entries(
     Raises:
         BenchError: As in `run`, or the device is not there.
     """
-    from harness.runner import check_data, run_cells
+    from harness.preparing import check_data
+    from harness.runner import run_cells
 
     if workers is not None and workers < 1:
         raise BenchError(f"--workers {workers}: expected at least 1.")

@@ -7,43 +7,34 @@ No torch in this process.
 from __future__ import annotations
 
 import contextlib
-import json
 import multiprocessing as mp
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from harness import claims
 from harness.cell import Cell, Place
-from harness.cell_log import log, remedy
-from harness.data.fingerprint import asks
-from harness.data.layouts import reader_of
-from harness.data.layouts.absent import absence
-from harness.data.manifest import load_manifest
-from harness.data.phantoms import is_phantom
+from harness.cell_log import remedy
+from harness.claims import record_failure
 from harness.engine import Engine
 from harness.errors import BenchError
 from harness.estimates import Estimates
 from harness.follow import Follow
 from harness.order import Queue
 from harness.plan import Entry
+from harness.preparing import Case, Job, Shared, faulty, jobs_of, key_of, shared
 from harness.processes import cause_of_death, deaf_to_ctrl_c, one_thread, oom_kills
 from harness.progress import RunProgress
 from harness.records import RunRecord
 from harness.seeds import TUNING_SEED
 
-Case = tuple[str, str, str, bool, str]  # manifest, case, view, whether of the phantom, training cases if they matter
 Run = Callable[..., RunRecord]  # as harness.worker.run_cell
-Shared = tuple[str, bool, int]
-Job = tuple[str, str, dict[str, Any], bool, list[str]]
 FAILED = ("error", "oom", "timeout", "diverged")  # what --fail-fast stops at
 LOOK_SECONDS = 1.0  # between looks at cells that another process runs
 START_SECONDS = 120.0  # for a new process to import torch; a cell's timeout counts from then
@@ -121,27 +112,6 @@ def _serve(connection: Connection, place: Place, run: Run | None) -> None:
     worker_main(connection, place, run or run_cell)
 
 
-def check_data(cells: list[Cell], root: Path | None) -> None:
-    """Find out before any work whether the data is there.
-
-    Raises:
-        BenchError: It says which files are missing, where they must lie and how to obtain the data set; or the folder
-            is a phantom, whose results must not look like those of patients.
-    """
-    wanted: dict[str, set[str]] = {}
-    for cell in cells:
-        if not cell.skip and not cell.quick:  # a quick cell's data is made when it is needed
-            names = wanted.setdefault(cell.manifest_path, set())
-            names.update(cell.data["train"], cell.data["val"], cell.data["test"])
-    if wanted and root is not None and is_phantom(root):
-        raise BenchError(f"{root} holds a phantom, no patients: run it with --quick, or name the folder of the data.")
-    for path, cases in wanted.items():
-        manifest = load_manifest(path, Path(path).parent, root)
-        absent = reader_of(manifest, root).missing(sorted(cases))
-        if absent:
-            raise BenchError(absence(manifest, root, absent))
-
-
 def run_cells(
     entries: list[Entry],
     place: Place,
@@ -214,7 +184,7 @@ def _memory_notes(cells: list[Cell], records: list[RunRecord], estimates: Estima
 
 
 def _prepare_all(cells: list[Cell], pool: Pool, console: Console) -> dict[Shared, str]:
-    """Preprocess every case once, in parallel; returns what is wrong with the data of cells, by `_shared`.
+    """Preprocess every case once, in parallel; returns what is wrong with the data of cells, by `shared`.
 
     Cells of a suite share the dictionary of their data: what follows from it is made once for all of them.
     """
@@ -238,34 +208,12 @@ def _prepare_all(cells: list[Cell], pool: Pool, console: Console) -> dict[Shared
                     pool.start(slot)
                     if job is None:
                         raise BenchError(f"a worker process died before it had anything to do ({cause}).")
-                    faults[_of(job)] = f"case {job[1]}: the process that prepared it died ({cause})"
+                    faults[key_of(job)] = f"case {job[1]}: the process that prepared it died ({cause})"
                 elif job is not None and message[1] is not None:
-                    faults[_of(job)] = message[1]
+                    faults[key_of(job)] = message[1]
     if time.monotonic() - began > 5:
         console.print(f"prepared {len(jobs)} cases in {time.monotonic() - began:.0f} s", highlight=False)
     return faulty(wanted, faults)
-
-
-def jobs_of(cells: Iterable[Cell]) -> tuple[dict[Case, Job], dict[Shared, list[Case]]]:
-    """What is to be prepared for cells: every case once, and the cases behind each data of cells."""
-    jobs: dict[Case, Job] = {}
-    wanted: dict[Shared, list[Case]] = {}
-    for cell in cells:
-        if cell.skip or _shared(cell) in wanted:
-            continue
-        own = wanted[_shared(cell)] = []
-        for case in [*cell.data["train"], *cell.data["val"], *cell.data["test"]]:
-            wish = _job(cell, case)
-            own.append(_of(wish))
-            jobs.setdefault(own[-1], wish)
-    return jobs, wanted
-
-
-def faulty(wanted: dict[Shared, list[Case]], faults: dict[Case, str]) -> dict[Shared, str]:
-    """What is wrong with the data of cells: the first fault of their cases."""
-    return {
-        shared: next(faults[c] for c in own if c in faults) for shared, own in wanted.items() if faults.keys() & own
-    }
 
 
 def _dispatch(
@@ -314,11 +262,11 @@ def _dispatch(
                 if cell is None:
                     break
                 job = jobs[cell.eval_id]
-                if (fault := faults.get(_shared(cell))) and not cell.skip:
+                if (fault := faults.get(shared(cell))) and not cell.skip:
                     queue.done(cell)
                     for one in job:
                         progress.started(slot, one.title, estimates.weight(one))
-                        record = _finish(one, slot, _failed(one, pool.place, "error", fault), progress)
+                        record = _finish(one, slot, record_failure(one, pool.place, "error", fault), progress)
                         join(one, record)
                         yield record
                     continue
@@ -411,7 +359,7 @@ def _ended(pool: Pool, slot: int, status: str, reason: str, progress: RunProgres
     worker = pool.slots[slot]
     while worker.cell is not None:
         cell = _reported(worker, worker.cell.eval_id)
-        yield slot, _finish(cell, slot, _failed(cell, pool.place, status, reason), progress)
+        yield slot, _finish(cell, slot, record_failure(cell, pool.place, status, reason), progress)
         if worker.cell is not None:
             progress.started(slot, worker.cell.title, 0.0)
 
@@ -425,43 +373,6 @@ def _finish(cell: Cell, slot: int, record: RunRecord, progress: RunProgress) -> 
         record = replace(record, cell=described)
     progress.finished(slot, cell.title, record)
     return record
-
-
-def _failed(cell: Cell, place: Place, status: str, message: str) -> RunRecord:
-    """The record of a cell that could not write its own; a result that is there stays."""
-    record = RunRecord(cell.train_id, cell.eval_id, status, message, cell.described(), sources=cell.sources)
-    folder = cell.folder(place.out)
-    with contextlib.suppress(OSError, claims.LostLease):  # the message still reaches the user; the same command runs it
-        folder.mkdir(parents=True, exist_ok=True)
-        if (lease := claims.take(folder)) is not None:
-            with lease:
-                record = lease.publish(record, cell.eval_folder(place.out))
-    log(folder, f"{status}: {message}")
-    return record
-
-
-def _shared(cell: Cell) -> Shared:
-    """Equal for cells whose cases are prepared alike: the data of a fold is one dictionary for all of them."""
-    return cell.manifest_path, cell.quick, id(cell.data)
-
-
-def _job(cell: Cell, case: str) -> Job:
-    view = cell.data["view"]
-    told = _asks(cell.manifest_path, json.dumps(view))  # the view's numbers then depend on the fold
-    return cell.manifest_path, case, view, cell.quick, list(cell.data["train"]) if told else []
-
-
-@cache
-def _asks(manifest_path: str, view: str) -> bool:
-    return asks(load_manifest(manifest_path, Path(manifest_path).parent), json.loads(view))
-
-
-def _key(cell: Cell, case: str) -> Case:
-    return _of(_job(cell, case))
-
-
-def _of(job: Job) -> Case:
-    return job[0], job[1], repr(job[2]), job[3], repr(job[4])
 
 
 def _end_now(worker: Worker) -> None:

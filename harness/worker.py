@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
 import hashlib
 import io
 import json
 import os
-import platform
-import resource
 import signal
-import sys
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
@@ -24,20 +19,20 @@ import torch
 
 from harness.cell import Cell, Place
 from harness.cell_cases import Cases as Cases
+from harness.cell_cases import prepare_case
 from harness.cell_log import log, memory_sentence
 from harness.check.certificates import certificates_of
 from harness.checkpoints import UnusableCheckpoint, save
 from harness.claims import HELD, Lease, LostLease, take
 from harness.data.conditions import CLEAN, kind_of, title_of
-from harness.data.fingerprint import resolved
 from harness.data.manifest import Manifest, load_manifest
-from harness.data.prepare import prepare
-from harness.errors import BenchError
+from harness.errors import BenchError, os_sentence
 from harness.evaluation import evaluate_cell, validator
 from harness.fused import train, train_one
 from harness.loss_scores import loss_scores
 from harness.losses.build import build_loss
 from harness.losses.prepared import prepare_loss
+from harness.machine import die_with_parent, environment, named, peak, reset_peak, settle
 from harness.metrics.engines import check_engine
 from harness.models.build import build_model, digest, digest_of_state
 from harness.models.weights import load_initial
@@ -140,7 +135,7 @@ def _course(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callab
             folder.mkdir(parents=True, exist_ok=True)
             lease = take(folder)
         except OSError as error:
-            return _record(cell, "error", _os_sentence(error))
+            return _record(cell, "error", os_sentence(error))
         if lease is None:
             return _record(cell, "interrupted", HELD)
         stack.enter_context(lease)
@@ -160,7 +155,7 @@ def _course(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callab
                 return finished(cell, place.out) or _record(cell, "interrupted", HELD)
             return _record(cell, "interrupted", HELD)
         except OSError as error:
-            return _record(cell, "error", _os_sentence(error))
+            return _record(cell, "error", os_sentence(error))
 
 
 def _attempt(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callable[[], bool], lease: Lease) -> Course:
@@ -181,7 +176,7 @@ def _attempt(cell: Cell, place: Place, cases: Cases, report: Report, stop: Calla
         return _out_of_memory(cell, place, error)
     except OSError as error:
         log(lease.folder, traceback.format_exc())
-        return _record(cell, "error", _os_sentence(error))
+        return _record(cell, "error", os_sentence(error))
     except Exception as error:  # whatever a user's loss raises fails its cell and no other
         log(lease.folder, traceback.format_exc())
         if "can't allocate memory" in str(error):  # the CPU allocator has no exception class of its own
@@ -309,7 +304,7 @@ def _train(
     if kind_of(cell.data["labels"]) == "partial":
         facts["has_ignored"] = True  # what is not annotated
     checked = certificates_of(cell.loss, place.cache / "checks", classes)
-    _reset_peak(device)
+    reset_peak(device)
     torch.manual_seed(seed_of("loss", cell.seed_base))
     loss = prepare_loss(
         build_loss(cell.loss, facts),
@@ -324,7 +319,7 @@ def _train(
 
     def began(step: int) -> None:
         resumed = f", resumed from step {step}" if step else ""
-        log(folder, f"{cell.title} on {_named(device)}: {trainer.steps} steps{resumed}")
+        log(folder, f"{cell.title} on {named(device)}: {trainer.steps} steps{resumed}")
 
     hooks = Hooks(report, stop, validator(cell, cases, manifest, device), began, lease.write)
     trainer = Trainer(cell, model, loss, data, classes, device, hooks, folder / "checkpoint.pt")
@@ -353,7 +348,7 @@ def _train(
     cost = {
         "train_s": state.seconds,
         "step_ms": 1000 * (state.seconds - state.aside) / max(state.step, 1),
-        "peak_rss_mb": _peak(device),
+        "peak_rss_mb": peak(device),
         "parameters": sum(p.numel() for p in model.parameters()),
         "steps": state.step,
         "targets_ms": 1000 * state.targets / max(state.step, 1),
@@ -364,7 +359,7 @@ def _train(
         fingerprints=state.fingerprints | {"train_data": cases.fingerprint} | told,
         weights=digest(model),
         cost=cost,
-        environment=_environment(device) | trainer.engine,
+        environment=environment(device) | trainer.engine,
         checks=checked,
         files={"curve.csv": curve},
     )
@@ -410,56 +405,7 @@ def _store(record: RunRecord, cell: Cell, place: Place, lease: Lease) -> RunReco
     try:
         return lease.publish(record, cell.eval_folder(place.out))
     except OSError as error:
-        return replace(record, status="error", message=_os_sentence(error))
-
-
-def _environment(device: torch.device) -> dict[str, Any]:
-    import numpy
-    import SimpleITK as sitk
-
-    from harness import __version__
-
-    on_gpu = device.type == "cuda"
-    return {
-        "bench": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "SimpleITK": sitk.Version.VersionString(),
-        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
-        "threads": torch.get_num_threads(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "platform": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def _named(device: torch.device) -> str:
-    """A device as a log names it."""
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
-
-
-def _reset_peak(device: torch.device) -> None:
-    """Forget the peak memory of the cells before; on a CPU this is Linux's to offer."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak(device: torch.device) -> float:
-    """Peak memory in MB since the reset: of the GPU's allocator, or resident memory of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return float(next(t for t in lines if t.startswith("VmHWM")).split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 * 1024 if sys.platform == "darwin" else 1024)
-
-
-def _os_sentence(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"no space left for {error.filename or 'a result'}: free some and run the same command again"
-    return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+        return replace(record, status="error", message=os_sentence(error))
 
 
 def _first_line(error: BaseException) -> str:
@@ -481,8 +427,8 @@ def worker_main(connection: Connection, place: Place, run: Callable[..., RunReco
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    _die_with_parent()
-    _settle(place.device)
+    die_with_parent()
+    settle(place.device)
     cases = Cases(place)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while not stopping:
@@ -490,7 +436,7 @@ def worker_main(connection: Connection, place: Place, run: Callable[..., RunReco
             if task == "stop":
                 return
             if task == "prepare":
-                connection.send(("prepared", _prepare(place, *payload)))
+                connection.send(("prepared", prepare_case(place, *payload)))
                 continue
 
             def report(done: int, total: int, loss: float) -> None:
@@ -509,40 +455,3 @@ def worker_main(connection: Connection, place: Place, run: Callable[..., RunReco
             cell, fresh = payload
             record = run(cell, place, cases, report, lambda: stopping, fresh)
             connection.send(("record", record))
-
-
-def _prepare(
-    place: Place, manifest_path: str, case: str, view: dict[str, Any], quick: bool, train: list[str]
-) -> str | None:
-    """Preprocess one case; the sentence that says what is wrong with it, or None.
-
-    `train` are the training cases where the view has words for what they tell.
-    """
-    try:
-        manifest = load_manifest(manifest_path, Path(manifest_path).parent, place.root, phantom=quick)
-        reader = Cases(place).reader(manifest, [case, *train])
-        if train:
-            view = resolved(manifest, reader, train, view, place.cache, first=case)
-        prepare(manifest, reader, case, view, place.cache)
-    except BenchError as error:
-        return str(error)
-    except OSError as error:
-        return _os_sentence(error)
-    return None
-
-
-def _settle(device: str) -> None:
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)  # saturated networks make denormals, and those are slow
-    if device.startswith("cuda"):
-        torch.cuda.set_device(torch.device(device))
-        # operations without a deterministic form warn
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.benchmark = False
-
-
-def _die_with_parent() -> None:
-    """On Linux, be told (SIGTERM) when the parent dies, even by kill -9: the checkpoint is then written."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(1, signal.SIGTERM)

@@ -10,11 +10,12 @@ import SimpleITK as sitk
 import torch
 
 from harness.cell import Cell, Place
+from harness.cell_cases import Cases, prepare_case
 from harness.data.manifest import Manifest, load_manifest
 from harness.data.stored import Stored
-from harness.runner import _job, _key
+from harness.preparing import case_of, job_of
 from harness.suite import load_suite
-from harness.worker import Cases, _prepare, run_cell
+from harness.worker import run_cell
 
 MANIFEST = """\
 name: toy
@@ -142,21 +143,21 @@ def test_a_record_says_what_words_became(folder: Path, monkeypatch: pytest.Monke
 
 
 def _jobs(cells: tuple[Cell, ...]) -> set[Any]:
-    return {_key(c, "c0") for c in cells}
+    return {case_of(c, "c0") for c in cells}
 
 
 def test_a_case_is_prepared_once_for_all_folds_unless_their_numbers_differ(folder: Path) -> None:
     plain = _cells(folder, "k", more="resample: {spacing: [2, 1, 1]}")
-    assert len(plain) == 2 and len(_jobs(plain)) == 1 and _job(plain[0], "c0")[4] == []
+    assert len(plain) == 2 and len(_jobs(plain)) == 1 and job_of(plain[0], "c0")[4] == []
     worded = _cells(folder, "k")
-    assert len(_jobs(worded)) == 2 and _job(worded[0], "c0")[4] == worded[0].data["train"]
+    assert len(_jobs(worded)) == 2 and job_of(worded[0], "c0")[4] == worded[0].data["train"]
 
 
 def test_what_the_runner_prepares_is_what_the_cell_finds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (cell,) = _cells(folder)
     place = Place(folder / "runs", folder)
     for name in ("c2", "c0", "c1", "c3"):
-        assert _prepare(place, *_job(cell, name)) is None
+        assert prepare_case(place, *job_of(cell, name)) is None
     there = sorted(p.name for p in (place.cache / "toy").iterdir())
     cases, manifest = _open(folder, cell)
     cases.load(cell, manifest, ["c0", "c1", "c2", "c3"])
@@ -166,5 +167,5 @@ def test_what_the_runner_prepares_is_what_the_cell_finds(folder: Path, monkeypat
 def test_a_fault_of_a_training_case_is_a_sentence(folder: Path) -> None:
     (cell,) = _cells(folder)
     (folder / "c1_image.nii.gz").unlink()
-    said = _prepare(Place(folder / "runs", folder), *_job(cell, "c0"))
+    said = prepare_case(Place(folder / "runs", folder), *job_of(cell, "c0"))
     assert said is not None and "c1_image.nii.gz: no such file" in said

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness import order, progress, runner
+from harness import order, preparing, progress, runner
 from harness.cell import Cell, Place, SourceInfo
 from harness.cell_log import memory_sentence, remedy
 from harness.estimates import BASE_MB, Estimates
@@ -237,7 +237,7 @@ def _lines(act: Callable[[], Any], files: set[str]) -> int:
 
 def _work(cells: Sequence[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(runner, "Pool", ThreadPool)
-    monkeypatch.setattr(runner, "_asks", lambda path, view: False)
+    monkeypatch.setattr(preparing, "_asks", lambda path, view: False)
     entries = [Entry(cell, "missing") for cell in cells]
     place = Place(tmp_path, None)
 
@@ -245,7 +245,7 @@ def _work(cells: Sequence[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         records = runner.run_cells(entries, place, ["cpu", "cpu"], Console(quiet=True))
         assert len(records) == len(cells) and {r.eval_id for r in records} == {c.eval_id for c in cells}
 
-    return _lines(act, {runner.__file__, order.__file__, progress.__file__})
+    return _lines(act, {runner.__file__, preparing.__file__, order.__file__, progress.__file__})
 
 
 def _many(count: int) -> list[Cell]:
@@ -263,7 +263,7 @@ def test_twice_the_cells_are_twice_the_work(tmp_path: Path, monkeypatch: pytest.
 
 def test_cases_are_looked_at_once_for_all_cells_of_a_fold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    kept = runner._job
-    monkeypatch.setattr(runner, "_job", lambda cell, case: asked.append(case) or kept(cell, case))
+    kept = preparing.job_of
+    monkeypatch.setattr(preparing, "job_of", lambda cell, case: asked.append(case) or kept(cell, case))
     _work([make(f"l{i}", fold=i % 3) for i in range(30)], tmp_path, monkeypatch)
     assert sorted(asked) == sorted(["a0", "a1", "a2", "b0", "b1", "b2", "c", "c", "c"])

@@ -13,8 +13,9 @@ from harness.data.manifest import load_manifest
 from harness.data.phantoms import PHANTOM_VERSION, made_cases, make_phantom, phantom_root
 from harness.errors import BenchError
 from harness.plan import Entry
+from harness.preparing import check_data
 from harness.records import read_rows
-from harness.runner import check_data, run_cells
+from harness.runner import run_cells
 from harness.suite import load_suite
 from harness.worker import run_cell
 

@@ -39,15 +39,16 @@ from harness.backends.ray_cluster import (
 from harness.backends.ray_slot import Met, Moved, Slot, versions_here
 from harness.cell import Cell, Place
 from harness.cell_log import remedy
-from harness.claims import is_held
+from harness.claims import is_held, record_failure
 from harness.errors import BenchError
 from harness.estimates import Estimates
 from harness.order import Queue
 from harness.plan import Entry
+from harness.preparing import Case, Job, Shared, check_data, faulty, jobs_of, key_of, shared
 from harness.processes import THREAD_VARIABLES, oom_kills
 from harness.progress import RunProgress
 from harness.records import RETRIED, RunRecord, read_record
-from harness.runner import FAILED, Case, Job, Shared, _failed, _of, _shared, check_data, faulty, jobs_of
+from harness.runner import FAILED
 from harness.seeds import TUNING_SEED
 
 LOOK_SECONDS = 2.0  # between two questions how far a cell is
@@ -390,8 +391,8 @@ class Dispatch:
         others = [other.group for other in self.team.seats.values() if other is not seat]
         while (cell := self.queue.take(seat.group, others)) is not None:
             self.progress.started(seat.number, cell.title, self.estimates.weight(cell))
-            if (fault := self.faults.get(_shared(cell))) and not cell.skip:
-                yield self._finish(seat, cell, _failed(cell, self.team.place, "error", fault))
+            if (fault := self.faults.get(shared(cell))) and not cell.skip:
+                yield self._finish(seat, cell, record_failure(cell, self.team.place, "error", fault))
                 continue
             task = Task(cell, cell.eval_id in self.fresh, _identity(self._record(cell)))
             seat.work, seat.moved, seat.looked = task, None, time.monotonic()
@@ -458,7 +459,9 @@ class Dispatch:
                 return said
             if time.monotonic() > until:
                 text = f"{seat.host} says that it is {said.status}, and {self.team.place.out} here has no record of it"
-                return _failed(task.cell, self.team.place, "error", f"{text}: is this folder the same on all nodes?")
+                return record_failure(
+                    task.cell, self.team.place, "error", f"{text}: is this folder the same on all nodes?"
+                )
             time.sleep(0.2)
         return written
 
@@ -492,10 +495,10 @@ class Dispatch:
         There it is known to be gone, and its lease is taken over at once; elsewhere the lease holds for minutes.
         """
         if seat.node and seat.node != ray.get_runtime_context().get_node_id():
-            found = _on(seat.node, _failed, cell, self.team.place, status, message)
+            found = _on(seat.node, record_failure, cell, self.team.place, status, message)
             if isinstance(found, RunRecord):
                 return found
-        return _failed(cell, self.team.place, status, message)
+        return record_failure(cell, self.team.place, status, message)
 
     def _finish(self, seat: Seat, cell: Cell, record: RunRecord) -> tuple[Cell, RunRecord]:
         self.progress.finished(seat.number, cell.title, record)
@@ -526,11 +529,11 @@ def _prepare_all(cells: Sequence[Cell], team: Team, total: int, tries: int) -> d
                 assert isinstance(done, tuple)
                 if not isinstance(outcome, RayError):
                     if outcome is not None:
-                        faults[_of(done)] = outcome
+                        faults[key_of(done)] = outcome
                     continue
-                deaths[_of(done)] = deaths.get(_of(done), 0) + 1
-                if isinstance(outcome, RayTaskError) or deaths[_of(done)] >= tries:
-                    faults[_of(done)] = f"case {done[1]}: the process that prepared it died ({_short(outcome)})"
+                deaths[key_of(done)] = deaths.get(key_of(done), 0) + 1
+                if isinstance(outcome, RayTaskError) or deaths[key_of(done)] >= tries:
+                    faults[key_of(done)] = f"case {done[1]}: the process that prepared it died ({_short(outcome)})"
                 else:
                     queue.append(done)
     if time.monotonic() - began > 5:

@@ -17,7 +17,7 @@ from harness.processes import oom_kills
 from harness.records import RunRecord
 
 if TYPE_CHECKING:
-    from harness.worker import Cases
+    from harness.cell_cases import Cases
 
 Moved = tuple[int, int, float]  # steps done, steps in all, loss
 
@@ -63,7 +63,7 @@ class Slot:
         """Import torch, which takes seconds, and say what is here; `marker` lies in the results folder."""
         import ray
 
-        from harness.worker import Cases
+        from harness.cell_cases import Cases
 
         self._cases = Cases(self._place)
         root = self._place.root
@@ -78,16 +78,18 @@ class Slot:
 
     def prepare(self, job: tuple[Any, ...]) -> str | None:
         """Preprocess one case; the sentence that says what is wrong with it, or None."""
-        from harness.worker import _prepare, _settle
+        from harness.cell_cases import prepare_case
+        from harness.machine import settle
 
-        _settle(self._place.device)
-        return _prepare(self._place, *job)
+        settle(self._place.device)
+        return prepare_case(self._place, *job)
 
     def run(self, cell: Cell, fresh: bool) -> tuple[RunRecord, int | None]:
         """Run a cell; its record, and the number that `look` has, too."""
-        from harness.worker import _settle, run_cell
+        from harness.machine import settle
+        from harness.worker import run_cell
 
-        _settle(self._place.device)  # some of it holds for one thread, and which one this is Ray decides
+        settle(self._place.device)  # some of it holds for one thread, and which one this is Ray decides
         self._now, self._moved = cell.eval_id, None
         record = run_cell(cell, self._place, self._cases, self._report, lambda: self._stopping, fresh)
         return record, oom_kills()

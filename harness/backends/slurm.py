@@ -33,11 +33,12 @@ from harness.backends.slurm_jobs import (
 )
 from harness.backends.slurm_task import ELSEWHERE, Bundle, Cases, Mark, Preparation, read_marks
 from harness.cell import Cell, Place
+from harness.claims import record_failure
 from harness.errors import BenchError
 from harness.plan import Entry
+from harness.preparing import check_data, job_of
 from harness.progress import RunProgress
 from harness.records import RETRIED, RunRecord, read_record
-from harness.runner import _failed, _job, check_data
 
 QUEUE_EVERY = 3  # looks at the results for one at the queue
 LINE_SECONDS = 30.0  # between lines about the queue
@@ -114,7 +115,7 @@ class Watch:
             self._attach()
             with RunProgress(self._total, self.console, out=self.place.out) as progress:
                 for cell in [c for c in self.open.values() if c.skip]:
-                    self._end(cell, _failed(cell, self.place, "skip", cell.skip or ""), progress)
+                    self._end(cell, record_failure(cell, self.place, "skip", cell.skip or ""), progress)
                 self._submit()
                 if self.asked.detach:
                     self._tell_detached()
@@ -319,11 +320,11 @@ class Watch:
             elif mark is not None and mark.status == "begun" and _out_of_memory(fate, log):
                 had = f"{self.cluster.memory} (`memory`)" if self.cluster.memory else "the cluster's default"
                 message = f"SLURM ended job {job.task(index)} for its memory; it had asked for {had}; log: {log}"
-                self._end(cell, _failed(cell, self.place, "oom", message), progress)
+                self._end(cell, record_failure(cell, self.place, "oom", message), progress)
             elif mark is not None or not begun:
                 lost.tries = 0 if _advanced(cell, self.place, mark, job) else lost.tries + 1
                 if lost.tries >= self.cluster.tries:
-                    self._end(cell, _failed(cell, self.place, "error", self._why(job, index, fate)), progress)
+                    self._end(cell, record_failure(cell, self.place, "error", self._why(job, index, fate)), progress)
         again = sum(n in self.open for n in names)
         if not again:
             return ""
@@ -471,7 +472,7 @@ def _preparations(cells: Iterable[Cell]) -> dict[str, Preparation]:
             continue
         asked.add(parts)
         for case in [*cell.data["train"], *cell.data["val"], *cell.data["test"]]:
-            job = _job(cell, case)
+            job = job_of(cell, case)
             text = json.dumps([cell.data["digest"], *job], sort_keys=True)
             found.setdefault(hashlib.sha256(text.encode()).hexdigest()[:16], job)
     return found

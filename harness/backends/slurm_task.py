@@ -75,10 +75,11 @@ class Stop:
 def run_bundle(bundle: Bundle) -> None:
     """Run the cells of a task until SIGTERM; the one that is running then writes its checkpoint."""
     stop = Stop()
-    from harness.worker import Cases as Prepared
-    from harness.worker import _settle, run_cell
+    from harness.cell_cases import Cases as Prepared
+    from harness.machine import settle
+    from harness.worker import run_cell
 
-    _settle(bundle.place.device)
+    settle(bundle.place.device)
     marks = Marks(bundle.seen)
     marks.remove(f"task-{bundle.index}.ended")  # of this task, before SLURM started it again
     cases = Prepared(bundle.place)
@@ -107,13 +108,13 @@ def run_bundle(bundle: Bundle) -> None:
 def prepare_cases(cases: Cases) -> None:
     """Preprocess cases until SIGTERM; a fault of one is the matter of the cells that need it."""
     stop = Stop()
-    from harness.worker import _prepare
+    from harness.cell_cases import prepare_case
 
     marks = Marks(cases.seen)
     for name, job in cases.jobs.items():
         if stop.asked:
             break
-        fault = _prepare(cases.place, *job)
+        fault = prepare_case(cases.place, *job)
         if fault is None:
             marks.put(name)
         else:
@@ -186,7 +187,7 @@ def _limit(cell: Cell, place: Place, marks: Marks) -> Iterator[None]:
     lock, over = threading.Lock(), False
 
     def expire() -> None:
-        from harness.runner import _failed
+        from harness.claims import record_failure
 
         with lock:
             if over:
@@ -196,7 +197,7 @@ def _limit(cell: Cell, place: Place, marks: Marks) -> Iterator[None]:
             holder = holder_of(folder)
             if holder is not None and holder.about.get("pid") == os.getpid():  # the lease of the cell that hangs
                 Lease(folder, holder.token).__exit__()
-            _failed(cell, place, "timeout", message)
+            record_failure(cell, place, "timeout", message)
             marks.end(cell.eval_id, "timeout", 0)
             _say(message)
             os._exit(1)

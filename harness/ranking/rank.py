@@ -145,7 +145,7 @@ def rank(
     ours = [e for e in entries if e.cell.loss_label in whole.ranked]
     todo = [e for e in to_rerun(ours, rerun) if not e.cell.skip]
     if todo:
-        from harness.runner import check_data
+        from harness.preparing import check_data
 
         if on == "local":
             check_data([e.cell for e in todo], place.root)  # before the seconds of a check

@@ -479,7 +479,7 @@ def test_a_task_waits_for_the_lease_of_a_task_that_died_and_stops_at_sigterm(
         return RunRecord(cell.train_id, cell.eval_id, "ok", "", cell.described())
 
     monkeypatch.setattr("harness.worker.run_cell", run_cell)
-    monkeypatch.setattr("harness.worker._settle", lambda device: None)  # is for a process of its own
+    monkeypatch.setattr("harness.machine.settle", lambda device: None)  # is for a process of its own
     monkeypatch.setattr("harness.backends.slurm_task.HEARTBEAT_SECONDS", 0.01)
     ids = [cell.eval_id for cell in cells[:4]]
     place, seen = Place(toy.folder / "runs", toy.folder / "data"), toy.folder / "seen"

@@ -1,0 +1,76 @@
+"""The process that trains and the machine under it: threads, determinism, memory, versions."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import platform
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware, as they stand in records."""
+    import numpy
+    import SimpleITK as sitk
+
+    from harness import __version__
+
+    on_gpu = device.type == "cuda"
+    return {
+        "bench": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "SimpleITK": sitk.Version.VersionString(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def named(device: torch.device) -> str:
+    """A device as a log names it."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Forget the peak memory of the cells before; on a CPU this is Linux's to offer."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak(device: torch.device) -> float:
+    """Peak memory in MB since the reset: of the GPU's allocator, or resident memory of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return float(next(t for t in lines if t.startswith("VmHWM")).split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 * 1024 if sys.platform == "darwin" else 1024)
+
+
+def settle(device: str) -> None:
+    """What a process that trains sets once: one thread, denormals to zero, deterministic algorithms on a GPU."""
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # saturated networks make denormals, and those are slow
+    if device.startswith("cuda"):
+        torch.cuda.set_device(torch.device(device))
+        # operations without a deterministic form warn
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+
+
+def die_with_parent() -> None:
+    """On Linux, be told (SIGTERM) when the parent dies, even by kill -9: the checkpoint is then written."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, signal.SIGTERM)

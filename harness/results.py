@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness import __version__
 from harness.cell import ENGINE, PROFILE, Cell, Place
+from harness.claims import waited_for
 from harness.data.conditions import Setting, settings_of
 from harness.engine import engine_notes
 from harness.metrics.table import ENGINES, LOSS, PROFILES, check_profiles, metric_of
@@ -63,13 +64,33 @@ def report_suite(
     """
     out = folder_of(reports, suite.name, images=images)
     stamp = _inputs(suite, entries)
-    page = out / "index.html"
+    if not force and not images and _is_current(out, stamp):
+        return out / "index.html", False
+    out.mkdir(parents=True, exist_ok=True)
+    with waited_for(out):  # commands that work on one folder of results end at about the same time
+        if not force and not images and _is_current(out, stamp):
+            return out / "index.html", False
+        return _write(suite, entries, place, reports, out, stamp, formats, images), True
+
+
+def _is_current(out: Path, stamp: str) -> bool:
     try:
         known = json.loads((out / STAMP).read_text(encoding="utf-8"))["inputs"]
     except (OSError, ValueError, KeyError):
-        known = ""
-    if page.is_file() and known == stamp and not force and not images:
-        return page, False
+        return False
+    return (out / "index.html").is_file() and bool(known == stamp)
+
+
+def _write(
+    suite: Suite,
+    entries: Sequence[Entry],
+    place: Place,
+    reports: Path,
+    out: Path,
+    stamp: str,
+    formats: Sequence[str],
+    images: bool,
+) -> Path:
     from harness.report import write_report
     from harness.report.verdicts import Ranking
 
@@ -101,9 +122,9 @@ def report_suite(
     )
     if images or set(formats) != set(FORMATS):
         (out / STAMP).unlink(missing_ok=True)  # `bench run` then writes the whole
-        return page, True
+        return page
     write_atomic(out / STAMP, lambda stream: stream.write(json.dumps({"inputs": stamp}).encode() + b"\n"))
-    return page, True
+    return page
 
 
 def voxels_of(suite: Suite) -> list[str]:

@@ -268,3 +268,12 @@ def test_two_hundred_kills_change_nothing(toy: Any, parents: int) -> None:
     if report := os.environ.get("BENCH_KILLS_REPORT"):
         with Path(report).open("a") as stream:
             stream.write(json.dumps(_told(killer)) + "\n")
+
+
+def test_reports_of_several_commands_at_once(toy: Any) -> None:
+    suite = _suite(toy, ("dice", "ce"), seeds=1, epochs=1, steps=2)
+    assert toy.bench("run", suite).returncode == 0
+    shutil.rmtree(toy.folder / "reports/toy")
+    running = [_start(toy, suite, toy.folder / "runs", 1) for _ in range(3)]
+    assert [p.wait(timeout=PATIENCE) for p in running] == [0, 0, 0], (toy.folder / "runs.txt").read_text()
+    assert (toy.folder / "reports/toy/index.html").is_file() and not (toy.folder / "reports/toy/claim").exists()

@@ -3,17 +3,21 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test suites test-long check setup schema docs bench-overhead bench-losses bench-metrics clean
+.PHONY: quickstart test suites clusters test-long check setup schema docs bench-overhead bench-losses bench-metrics clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/bench run suites/quickstart.yaml
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not suites"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not suites and not slurm and not ray"
 
 # Every published comparison end to end on a phantom of its data set, some minutes.
 suites: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_suites.py
+
+# Cells on a SLURM and on a Ray cluster of this machine's own, with processes and nodes that are killed.
+clusters: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/backends -m "(slurm or ray) and not slow"
 
 test-long: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest

@@ -362,7 +362,7 @@ def test_the_same_frames_give_the_same_bytes(frame, tmp_path):
         draw_all(frames, tmp_path / name, list(FIGURES))
         files = sorted((tmp_path / name).iterdir())
         made.append({p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files})
-    assert made[0] == made[1] and len(made[0]) == 3 * 10
+    assert made[0] == made[1] and len(made[0]) == 3 * 11
 
 
 def test_names_show_as_text_and_break_nothing(frame, tmp_path):

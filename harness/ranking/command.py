@@ -77,13 +77,16 @@ def show(result: Ranked, console: Console) -> None:
         if standing.missing:
             line(standing.missing + ".")
             continue
-        console.print(_places(standing.places))
-        for place in standing.places:
-            line(place.said)
-            if place.more:
-                line(f"  {place.more}")
-            if place.classes:
-                console.print(_classes(place, standing))
+        for where in dict.fromkeys((p.dataset, p.model) for p in standing.places):
+            places = [p for p in standing.places if (p.dataset, p.model) == where]
+            console.print(f"\n[bold]{escape(', '.join(where))}[/]", highlight=False, soft_wrap=True)
+            console.print(_places(places))
+            for place in places:
+                line(place.said)
+                if place.more:
+                    line(f"  {place.more}")
+                if place.classes:
+                    console.print(_classes(place, standing))
         for text in _costs(standing):
             line(text)
     line("")
@@ -96,29 +99,16 @@ def show(result: Ranked, console: Console) -> None:
 
 
 def _places(places: Sequence[Place]) -> Table:
+    """The places on one data set with one model, in 80 columns; the verdicts are in the sentences below."""
     table = Table(box=None, pad_edge=False)
-    for name in (
-        "data set",
-        "model",
-        "metric",
-        "mean",
-        "baseline",
-        "difference",
-        "95 %",
-        "unit",
-        "verdict",
-        "tier",
-        "rank",
-        "95 %",
-    ):
+    for name in ("metric", "mean", "baseline", "difference", "95 %", "tier", "rank", "first"):
         table.add_column(name, overflow="fold")
-    table.add_column("rank 1", justify="right")
     for p in places:
-        spans = "–" if p.rank_low is None else f"{p.rank_low}–{p.rank_high}"
+        spans = "" if p.rank_low is None else f" ({p.rank_low}–{p.rank_high})"
         table.add_row(
-            escape(p.dataset), escape(p.model), escape(p.metric), number(p.mean), number(p.baseline_mean),
-            signed(p.effect), _interval(p.low, p.high), p.unit, p.verdict, f"{p.tier or '–'} of {p.tiers}",
-            f"{p.rank or '–'} of {p.losses}", spans, "–" if p.first is None else f"{100 * p.first:.0f} %",
+            escape(p.metric), number(p.mean), number(p.baseline_mean), f"{signed(p.effect)} {p.unit}",
+            _interval(p.low, p.high), f"{p.tier or '–'} of {p.tiers}",
+            f"{p.rank or '–'} of {p.losses}{spans}", "–" if p.first is None else f"{100 * p.first:.0f} %",
         )  # fmt: skip
     return table
 

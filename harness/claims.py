@@ -256,13 +256,15 @@ def is_held(record: RunRecord) -> bool:
 
 
 def result_in(folder: Path) -> RunRecord | None:
-    """The record of an evaluation if it is a result, which nothing replaces.
+    """The record of an evaluation if it is a result, which nothing replaces; the folder has its `eval_id` as name.
 
     Raises:
         OSError: The system refuses to read it.
     """
     record = record_at(folder / "record.json")
-    return record if record is not None and record.status in ("ok", "diverged") else None
+    if record is None or record.eval_id != folder.name:
+        return None
+    return record if record.status in ("ok", "diverged") else None
 
 
 @contextlib.contextmanager

@@ -71,13 +71,14 @@ def train(trainers: Sequence[Trainer], log: Log = lambda trainer, text: None) ->
                 log(trainer, f"trained alone: {ended}")
             queue.appendleft(members)
             continue
-        left = list(group.alive)
-        if ended is not None and len(left) > 1 and out_of_memory(ended) and group.steps == 0:
+        left = [m for m in group.alive if m not in group.failed]  # what a cell raised itself stays its ending
+        together = len(group.alive)
+        if ended is not None and left and together > 1 and out_of_memory(ended) and group.steps == 0:
             ended = None  # with it go the tensors of the frames that it came through
             gc.collect()
             torch.cuda.empty_cache()
             for trainer in left:
-                log(trainer, f"out of memory with {len(left)} cells fused; its half of them goes on")
+                log(trainer, f"out of memory with {together} cells fused; its half of them goes on")
             half = (len(left) + 1) // 2
             for part in (left[half:], left[:half]):
                 queue.extendleft(_groups(part))
@@ -213,7 +214,8 @@ class Group:
 
     def _step(self) -> None:
         lead = self.alive[0]
-        batch = lead.draw()
+        # all see the same images and targets; the weights of labels come only with the data of a cell that asks for them
+        batch = next((m for m in self.alive if "label_weight" in m.needs), lead).draw()
         found: dict[Trainer, dict[str, Tensor]] = {member: {} for member in self.alive}
         for member in self.alive:
             member.optimizer.zero_grad(set_to_none=True)

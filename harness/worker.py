@@ -373,13 +373,18 @@ def _tuned(cell: Cell, place: Place) -> Choice:
 def finished(cell: Cell, out: Path) -> RunRecord | None:
     """The record of a cell that needs no more work; one that is damaged, or was skipped before, is none.
 
+    A trial that failed is an answer to its study, which removes the record of one that is to be tried again.
+
     Raises:
         OSError: The system refuses to read it.
     """
     record = record_at(cell.eval_folder(out) / "record.json")
-    if record is None or record.status in RETRIED or (record.status == "skip" and not cell.skip):
+    if record is None or (record.train_id, record.eval_id) != (cell.train_id, cell.eval_id):
+        return None  # a record of another cell in this folder is damage, too
+    if record.status == "skip" and not cell.skip:
         return None
-    return record
+    answer = cell.trial is not None and record.status != "interrupted" and record.sources == cell.sources
+    return None if record.status in RETRIED and not answer else record
 
 
 def digest_of(loss: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from harness import claims
 from harness.claims import Lease, LostLease, held, holder_of, is_held, result_in, take
 from harness.records import RunRecord, read_record
 
-RECORD = RunRecord("t" * 16, "e" * 16, "ok", "", {"loss": {"name": "dice"}})
+RECORD = RunRecord("t" * 16, "e", "ok", "", {"loss": {"name": "dice"}})
 BEAT = 0.05
 
 

@@ -362,6 +362,79 @@ def test_too_little_memory_makes_smaller_groups(tmp_path: Path, monkeypatch: pyt
         assert passes == {12}, "the pass that found no room left its mark"
 
 
+@pytest.mark.parametrize("weighted", [0, 1])
+def test_every_loss_gets_the_label_weights_that_it_asks_for(weighted: int, tmp_path: Path) -> None:
+    cell = _cell(tmp_path)
+
+    class Weighs(nn.Module):
+        needs = frozenset({"label_weight"})
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.seen = _loss("ce"), list[Tensor]()
+
+        def forward(self, logits: Tensor, target: Tensor, label_weight: Tensor) -> Tensor:
+            self.seen.append(label_weight.clone())
+            value: Tensor = self.inner(logits, target) * label_weight.mean()
+            return value
+
+    def made() -> list[Trainer]:
+        losses: list[nn.Module] = [_loss("dice")]
+        losses.insert(weighted, Weighs())
+        trainers = [_trainer(cell, loss) for loss in losses]
+        trainers[weighted].data = Doubted(trainers[weighted].data)  # type: ignore[assignment]
+        return trainers
+
+    together, alone = made(), made()
+    assert set(dict(train(together)).values()) == {None}
+    alone[weighted].run()
+    seen, expected = together[weighted].loss.seen, alone[weighted].loss.seen
+    assert len(seen) == len(expected) == 12 and all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
+    assert float(seen[0].min()) < 1
+
+
+class Doubted:
+    """A set whose labels are in doubt."""
+
+    def __init__(self, data: TrainSet) -> None:
+        self._data, self.samples = data, data.samples
+
+    def batch(self, step: int, size: int, base: dict[str, Any]) -> Batch:
+        batch = self._data.batch(step, size, base)
+        return replace(batch, weight=(batch.target == step % CLASSES).float())
+
+
+def test_memory_that_runs_out_beside_a_failed_cell_keeps_the_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Trainer.update
+
+    def update(self: Trainer, terms: dict[str, Tensor]) -> None:
+        if getattr(self.loss, "how", "") == "full" and self.sharing > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        original(self, terms)
+
+    monkeypatch.setattr(Trainer, "update", update)
+    cell = _cell(tmp_path)
+    trainers = [_trainer(cell, loss) for loss in (Bad("raises", 1), Bad("full", 0))]
+    ended = list(train(trainers))
+    assert len(ended) == 2, "each ends once"
+    assert isinstance(dict(ended)[trainers[0]], ValueError) and dict(ended)[trainers[1]] is None
+    assert trainers[0].progress.step == 0 and trainers[1].progress.step == 12
+
+
+def test_a_checkpoint_that_cannot_be_written_is_the_end_of_its_cell(tmp_path: Path) -> None:
+    cell, stop = _cell(tmp_path), Hooks(stop=lambda: trainers[0].progress.step >= 5)
+    trainers = [_trainer(cell, _loss(n), hooks=stop, checkpoint=tmp_path / n) for n in ("ce", "dice")]
+
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    trainers[1].keep = full  # type: ignore[method-assign]
+    ended = dict(train(trainers))
+    assert isinstance(ended[trainers[0]], Stopped) and isinstance(ended[trainers[1]], OSError)
+
+
 def test_memory_that_one_loss_takes_alone_is_its_own(tmp_path: Path) -> None:
     cell = _cell(tmp_path)
     trainers = [_trainer(cell, _loss("ce")), _trainer(cell, Greedy())]

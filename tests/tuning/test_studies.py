@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from harness.cell import Cell
+from harness.claims import result_in
 from harness.plan import Entry
 from harness.records import RunRecord
 from harness.suite import Suite
 from harness.tuning.studies import Studies, budget, in_words
 from harness.tuning.study import Study, choice_of
+from harness.worker import finished
 from tests.tuning.conftest import by_formula, cell_of, load, peak, write
 
 
@@ -75,6 +78,29 @@ def test_failed_trials_are_not_tried_again_but_where_all_failed_they_are(suite: 
     assert all(e.cell.trial is None or e.cell.trial > 3 for e in Studies(entries(suite), out).start)
 
 
+def test_a_trial_that_failed_in_another_command_is_an_answer(suite: Suite, tmp_path: Path) -> None:
+    (trial,) = Study(cell_of(suite), tmp_path).pending()
+    for status in ("oom", "timeout", "error"):
+        assert finished(trial.cell, tmp_path) is None
+        record = write(trial.cell, tmp_path, None, status)
+        assert finished(trial.cell, tmp_path) == record
+        plain = replace(trial.cell, trial=None)
+        assert finished(plain, tmp_path) is None, "any other cell is tried again"
+        assert finished(replace(trial.cell, loss_digest="edited"), tmp_path) is None
+        (trial.cell.eval_folder(tmp_path) / "record.json").unlink()
+    write(trial.cell, tmp_path, None, "interrupted")
+    assert finished(trial.cell, tmp_path) is None
+
+
+def test_a_record_of_another_cell_is_none(suite: Suite, tmp_path: Path) -> None:
+    first, second = cell_of(suite), cell_of(suite, seed=1)
+    write(first, tmp_path, 0.5)
+    assert finished(first, tmp_path) is not None and result_in(first.eval_folder(tmp_path)) is not None
+    second.folder(tmp_path).mkdir()
+    first.eval_folder(tmp_path).rename(second.eval_folder(tmp_path))
+    assert finished(second, tmp_path) is None and result_in(second.eval_folder(tmp_path)) is None
+
+
 def test_an_interrupted_trial_holds_its_study_and_nothing_else(suite: Suite, tmp_path: Path) -> None:
     studies = Studies(entries(suite), tmp_path)
     first = studies.start[0].cell
@@ -85,8 +111,6 @@ def test_an_interrupted_trial_holds_its_study_and_nothing_else(suite: Suite, tmp
 
 
 def test_a_trial_of_another_source_is_run_anew(suite: Suite, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     (first,) = Study(cell_of(suite), tmp_path).pending()
     write(replace(first.cell, loss_digest="of before the edit"), tmp_path, 0.9)
     studies = Studies(entries(suite), tmp_path)

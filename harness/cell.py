@@ -191,12 +191,14 @@ class Place:
         root: Folder in which data sets lie, or None.
         device: "cpu", "cuda" or "cuda:1".
         beside: Processes that share the memory of the device, this one included.
+        sharing: What says how many share a GPU, for messages.
     """
 
     out: Path
     root: Path | None
     device: str = "cpu"
     beside: int = 1
+    sharing: str = "--per-device"
 
     @property
     def cache(self) -> Path:

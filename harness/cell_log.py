@@ -54,7 +54,7 @@ def _fewer(place: Place, before: str = "") -> str:
     """What to do where several cells share a device."""
     if place.beside == 1:
         return ""
-    flag = "--workers" if place.device == "cpu" else "--per-device"
+    flag = "--workers" if place.device == "cpu" else place.sharing
     return f"{before}{place.beside} cells share it, so fewer at once ({flag})" + ("" if before else ", or, ")
 
 

@@ -42,7 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
-        print("bench: interrupted; the same command continues where it stopped.", file=sys.stderr)
+        more = "the same command continues where it stopped."
+        if getattr(args, "rerun", None):  # which would make again what is finished by now
+            more = "without --rerun, the same command finishes what is missing."
+        print(f"bench: interrupted; {more}", file=sys.stderr)
         return 130
 
 

@@ -25,7 +25,8 @@ class Estimates:
     else all of them by the number of voxels that a training sees.
 
     Args:
-        records: Records of any status; only finished cells say something.
+        records: Records of any status; only finished cells say something, and only those that were trained alone: the
+            time of others is a share of their group's, and the memory the group's.
         gpu: Take only what was measured on a GPU (True) or on a CPU (False); by default both.
     """
 
@@ -37,7 +38,7 @@ class Estimates:
         self._peaks: dict[Any, float] = {}
         self.known = 0
         for record in records:
-            if record.status != "ok" or not _matches(record, gpu):
+            if record.status != "ok" or not _matches(record, gpu) or record.environment.get("fused_cells", 1) != 1:
                 continue
             told, cost = record.cell, record.cost
             with suppress(KeyError, TypeError, ZeroDivisionError):  # a record from elsewhere can lack anything

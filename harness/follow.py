@@ -17,11 +17,13 @@ class Follow:
         next: From a cell that ended and its record to the cells that can start now.
         later: Cells that are known from the start to join: their cases are prepared with the others.
         total: How many cells join at most.
+        fresh: `eval_id` of those for which what is there is forgotten: finished ones that were asked for again.
     """
 
     next: Callable[[Cell, RunRecord], Sequence[Cell]]
     later: tuple[Cell, ...] = ()
     total: int = 0
+    fresh: frozenset[str] = frozenset()
 
     def __call__(self, cell: Cell, record: RunRecord) -> Sequence[Cell]:
         """The cells that can start now."""

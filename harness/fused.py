@@ -214,7 +214,7 @@ class Group:
 
     def _step(self) -> None:
         lead = self.alive[0]
-        # all see the same images and targets; the weights of labels come only with the data of a cell that asks for them
+        # images and targets are the same bits for all; weights of labels come only with the data of a cell that asks
         batch = next((m for m in self.alive if "label_weight" in m.needs), lead).draw()
         found: dict[Trainer, dict[str, Tensor]] = {member: {} for member in self.alive}
         for member in self.alive:

@@ -89,8 +89,8 @@ def run_entries(
         return backend(todo, replace(place, device=device), asked, console)
     devices = devices_of(device)
     estimates = Estimates(known, gpu=devices[0] != "cpu")
-    cells = [*(e.cell for e in todo), *(follow.later if follow else ())]
-    slots, said = slots_of(devices, cells, estimates, workers, per_device)
+    jobs = [*engine.jobs(e.cell for e in todo), *([cell] for cell in (follow.later if follow else ()))]
+    slots, said = slots_of(devices, jobs, estimates, workers, per_device)
     if said:
         console.print(said, highlight=False)
     return run_cells([*todo], place, slots, console, fail_fast, estimates, follow=follow, engine=engine)
@@ -124,7 +124,7 @@ def _elsewhere(on: str, cluster: Path | None, detach: bool) -> Backend | None:
 
 def slots_of(
     devices: Sequence[str],
-    cells: Sequence[Cell],
+    jobs: Sequence[Sequence[Cell]],
     estimates: Estimates,
     workers: int | None = None,
     per_device: int | None = None,
@@ -132,11 +132,11 @@ def slots_of(
     """The device of every worker process, and why there are so many.
 
     On a CPU a process runs one thread, and without `workers` there are as many as cores, as far as memory goes for the
-    largest cell. On GPUs each runs one cell, or `per_device` of them.
+    largest cell or group of cells. On GPUs each runs one job, or `per_device` of them.
 
     Args:
         devices: From `devices_of`.
-        cells: What is to run.
+        jobs: What is to run, in the groups that train as one; of one cell each where none do.
         estimates: Of their memory.
         workers: Processes in all, or None.
         per_device: Processes on each GPU, or None.
@@ -152,20 +152,21 @@ def slots_of(
                 "--per-device and --workers both say how many cells run at once; leave out one of the two."
             )
         count = workers or len(devices) * (per_device or 1)
-        slots = [devices[i % len(devices)] for i in range(min(count, len(cells)))]  # the first cells on different ones
+        slots = [devices[i % len(devices)] for i in range(min(count, len(jobs)))]  # the first cells on different ones
         each = Counter(slots)
         return slots, f"{_workers(len(slots))}: " + ", ".join(f"{n} on {name}" for name, n in each.items())
     if per_device is not None:
         raise BenchError("--per-device: is for GPUs; on a CPU --workers says how many cells run at once.")
     if workers is not None:
-        return ["cpu"] * min(workers, len(cells)), ""
-    needs = [estimates.memory(cell) for cell in cells if not cell.skip] or [(0.0, True)]
-    peak, measured = max(needs)
+        return ["cpu"] * min(workers, len(jobs)), ""
+    needs = [(len(job), *estimates.memory(cell)) for job in jobs for cell in job if not cell.skip] or [(1, 0.0, True)]
+    size, one, measured = max(needs, key=lambda need: need[0] * need[1])
+    peak, of = size * one, "a cell" if size == 1 else f"a group of {size} cells"
     free = free_memory() / 2**20
-    count = max(1, min(cores(), int(free / max(peak, 1.0)), len(cells)))
+    count = max(1, min(cores(), int(free / max(peak, 1.0)), len(jobs)))
     how = "in finished ones" if measured else "guessed from its size"
     return ["cpu"] * count, (
-        f"{_workers(count)}: {cores()} cores, {free / 1024:.1f} GB free, about {peak / 1024:.1f} GB a cell ({how})"
+        f"{_workers(count)}: {cores()} cores, {free / 1024:.1f} GB free, about {peak / 1024:.1f} GB {of} ({how})"
     )
 
 

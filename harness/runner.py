@@ -49,6 +49,7 @@ class Worker:
     cell: Cell | None = None
     rest: list[Cell] = field(default_factory=list)  # of a group: the other cells that have no record yet
     faulty: bool = False  # a cell of the group ended with an error
+    limit: float | None = None  # seconds for all of its cells together
     deadline: float | None = None
     kills: int | None = None  # of the system for lack of memory, when the cell began
 
@@ -145,9 +146,9 @@ def run_cells(
     cells = [e.cell for e in entries]
     engine = engine or Engine()
     jobs = {job[0].eval_id: job for job in engine.jobs(cells)}
-    fresh = {e.cell.eval_id for e in entries if not e.todo}  # finished ones that were asked for again
     estimates = estimates or Estimates(())
     follow = follow or Follow(lambda cell, record: ())
+    fresh = {e.cell.eval_id for e in entries if not e.todo} | follow.fresh  # finished ones that were asked for again
     pool = Pool(place, [*devices[: max(1, len(jobs) + follow.total)]], run)
     records: list[RunRecord] = []
     clean = False
@@ -290,8 +291,8 @@ def _begin(pool: Pool, slot: int, job: list[Cell], fresh: set[str], alone: bool)
         worker = pool.start(slot)
     worker.cell, *worker.rest = job
     worker.faulty = False
-    limit = _limit(worker)
-    worker.deadline = time.monotonic() + limit + START_SECONDS if limit else None
+    worker.limit = sum(c.timeout or 0.0 for c in job) if all(c.timeout for c in job) else None
+    worker.deadline = time.monotonic() + worker.limit + START_SECONDS if worker.limit else None
     worker.kills = oom_kills()
     mine = frozenset(c.eval_id for c in job if c.eval_id in fresh)
     _send(worker, ("cell", (job[0], bool(mine))) if alone else ("group", (job, mine)))
@@ -299,12 +300,6 @@ def _begin(pool: Pool, slot: int, job: list[Cell], fresh: set[str], alone: bool)
 
 def _title(job: list[Cell]) -> str:
     return job[0].title + (f" and {len(job) - 1} more losses" if len(job) > 1 else "")
-
-
-def _limit(worker: Worker) -> float | None:
-    """Seconds that a worker has for what it runs; None for no limit."""
-    cells = [c for c in (worker.cell, *worker.rest) if c is not None]
-    return sum(c.timeout or 0.0 for c in cells) if all(c.timeout for c in cells) else None
 
 
 def _collect(pool: Pool, progress: RunProgress) -> Iterator[tuple[int, RunRecord]]:
@@ -323,8 +318,7 @@ def _collect(pool: Pool, progress: RunProgress) -> Iterator[tuple[int, RunRecord
             yield from _ended(pool, slot, "oom" if oom else "error", reason, progress)
             pool.start(slot)
         elif message[0] == "started":
-            limit = _limit(worker)
-            worker.deadline = time.monotonic() + limit if limit else None
+            worker.deadline = time.monotonic() + worker.limit if worker.limit else None
         elif message[0] == "progress":
             progress.moved(slot, *message[1])
         else:
@@ -339,7 +333,7 @@ def _collect(pool: Pool, progress: RunProgress) -> Iterator[tuple[int, RunRecord
     for slot, worker in list(pool.slots.items()):
         if worker.cell is not None and worker.deadline is not None and time.monotonic() > worker.deadline:
             _end_now(worker)
-            reason = f"not finished after {_limit(worker):g} s"
+            reason = f"not finished after {worker.limit:g} s"
             yield from _ended(pool, slot, "timeout", reason, progress)
             pool.start(slot)
 

@@ -150,3 +150,15 @@ def test_an_edited_loss_is_stale_until_asked_for(toy) -> None:
     assert "1 stale" in shown.stdout and toy.records()["Mine"]["weights"] == before
     rerun = toy.bench("run", suite, "--rerun", "stale")
     assert "1 ok" in rerun.stdout and toy.records()["Mine"]["weights"] != before
+
+
+@pytest.mark.parametrize(("more", "words"), [([], "the same command continues"), (["--rerun", "stale"], "without --rerun")])
+def test_after_an_interruption_it_says_what_continues(
+    more: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("harness.api.load_suite", interrupted)
+    assert main(["run", "toy.yaml", *more]) == 130
+    assert f"bench: interrupted; {words}" in capsys.readouterr().err

@@ -143,6 +143,8 @@ def test_the_remedy_of_too_little_memory_is_for_all_losses() -> None:
     )
     said = memory_sentence(cell, text, replace(alone, beside=2))
     assert "on cuda:1; 2 cells share it, so fewer at once (--per-device), or, the same for all losses: `train" in said
+    elsewhere = replace(alone, beside=2, sharing="`gpus:` in the file of --cluster")
+    assert "fewer at once (`gpus:` in the file of --cluster), or" in memory_sentence(cell, text, elsewhere)
     cpu = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000000 bytes. Error"
     place = Place(Path("runs"), None)
     assert memory_sentence(cell, cpu, place).startswith("out of memory: tried to allocate 3.64 TiB on cpu; ")

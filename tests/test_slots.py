@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,34 +107,40 @@ def test_auto_is_every_gpu_of_the_kind_of_the_first(monkeypatch: pytest.MonkeyPa
 
 
 def test_processes_are_dealt_to_the_devices(cells: list[Cell]) -> None:
-    two, known = ["cuda:0", "cuda:1"], Estimates([])
-    assert slots_of(two, cells, known)[0] == two
-    slots, said = slots_of(two, cells, known, per_device=2)
+    two, known, jobs = ["cuda:0", "cuda:1"], Estimates([]), [[cell] for cell in cells]
+    assert slots_of(two, jobs, known)[0] == two
+    slots, said = slots_of(two, jobs, known, per_device=2)
     assert slots == ["cuda:0", "cuda:1"] * 2 and said == "4 workers: 2 on cuda:0, 2 on cuda:1"
-    assert slots_of(two, cells, known, workers=3)[0] == ["cuda:0", "cuda:1", "cuda:0"]
-    assert slots_of(two, cells[:1], known, per_device=4)[0] == ["cuda:0"]  # no more processes than cells
-    assert slots_of(["cpu"], cells, known, workers=3) == (["cpu"] * 3, "")
+    assert slots_of(two, jobs, known, workers=3)[0] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert slots_of(two, jobs[:1], known, per_device=4)[0] == ["cuda:0"]  # no more processes than cells
+    assert slots_of(["cpu"], jobs, known, workers=3) == (["cpu"] * 3, "")
     for given, words in [
         ({"devices": two, "workers": 2, "per_device": 2}, "leave out one of the two"),
         ({"devices": ["cpu"], "per_device": 2}, "on a CPU --workers says"),
         ({"devices": two, "per_device": 0}, "expected at least 1"),
     ]:
         with pytest.raises(BenchError, match=words):
-            slots_of(cells=cells, estimates=known, **given)
+            slots_of(jobs=jobs, estimates=known, **given)
 
 
 def test_on_a_cpu_memory_bounds_the_processes(cells: list[Cell], monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = [[cell] for cell in cells]
     monkeypatch.setattr(launch, "cores", lambda: 16)
     monkeypatch.setattr(launch, "free_memory", lambda: 24 * 2**30)
     cost = {"train_s": 1.0, "eval_s": 1.0, "steps": 1.0, "peak_rss_mb": 9.0 * 1024}
     record = RunRecord("", "", "ok", "", cells[0].described(), cost=cost, environment={"device": "cpu"})
-    slots, said = slots_of(["cpu"], cells, Estimates([record]))
+    slots, said = slots_of(["cpu"], jobs, Estimates([record]))
     assert slots == ["cpu"] * 2
     assert said == "2 workers: 16 cores, 24.0 GB free, about 9.0 GB a cell (in finished ones)"
-    slots, said = slots_of(["cpu"], cells, Estimates([]))
+    slots, said = slots_of(["cpu"], [cells[:2], cells[2:]], Estimates([record]))
+    assert said == "1 worker: 16 cores, 24.0 GB free, about 18.0 GB a group of 2 cells (in finished ones)"
+    assert slots_of(["cpu"], [cells], Estimates([record]), workers=4)[0] == ["cpu"]  # one group is one process
+    fused = replace(record, environment={"device": "cpu", "engine": "fused", "fused_cells": 3})
+    assert Estimates([fused]).known == 0  # its memory is that of three
+    slots, said = slots_of(["cpu"], jobs, Estimates([]))
     assert slots == ["cpu"] * 4 and said.endswith("(guessed from its size)")  # as many as cells
     monkeypatch.setattr(launch, "free_memory", lambda: 0)
-    assert slots_of(["cpu"], cells, Estimates([]))[0] == ["cpu"]  # one, whatever there is
+    assert slots_of(["cpu"], jobs, Estimates([]))[0] == ["cpu"]  # one, whatever there is
 
 
 def test_free_memory_is_within_the_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ class Asked:
 
 # Runs the entries in their order and returns the records of all that were started. The device of the place is what the
 # user asked for, "auto" included: only the machine that runs a cell knows its devices. Each backend checks the data
-# (`harness.runner.check_data`) where it lies. Ctrl-C raises KeyboardInterrupt when the checkpoints are on their way.
+# (`harness.preparing.check_data`) where it lies. Ctrl-C raises KeyboardInterrupt when the checkpoints are on their way.
 Backend = Callable[["Sequence[Entry]", "Place", Asked, "Console"], "list[RunRecord]"]
 
 

@@ -296,7 +296,7 @@ def run_cells(entries: Sequence[Entry], place: Place, asked: Asked, console: Con
         device, gpus = device_and_gpus(place.device, cluster, ray.cluster_resources().get("GPU", 0.0))
         need = need_of(cluster, gpus)
         beside = min(room(ray.nodes(), need), asked.workers or total)
-        place = replace(place, device=device, beside=beside)
+        place = replace(place, device=device, beside=beside, sharing="`gpus:` in the file of --cluster")
         team = Team(place, need, asked.workers, Path(marker.name), console)
         estimates = Estimates(asked.known, gpu=device != "cpu")
         weights = [estimates.weight(c) for c in (*cells, *later)]
@@ -309,6 +309,7 @@ def run_cells(entries: Sequence[Entry], place: Place, asked: Asked, console: Con
             faults = _prepare_all([*cells, *later], team, total, cluster.tries)
             progress.prepared()
             fresh = {e.cell.eval_id for e in entries if not e.todo}  # finished ones that were asked for again
+            fresh |= getattr(asked.follow, "fresh", frozenset())
             queue = Queue(cells, estimates.weight)
             dispatch = Dispatch(team, cluster, progress, estimates, faults, queue, len(cells), fresh)
             dispatch.more = asked.follow is not None

@@ -39,6 +39,7 @@ from harness.plan import Entry
 from harness.preparing import check_data, job_of
 from harness.progress import RunProgress
 from harness.records import RETRIED, RunRecord, read_record
+from harness.runner import FAILED
 
 QUEUE_EVERY = 3  # looks at the results for one at the queue
 LINE_SECONDS = 30.0  # between lines about the queue
@@ -62,7 +63,7 @@ def run_cells(entries: Sequence[Entry], place: Place, asked: Asked, console: Con
     place = replace(place, root=root, device=device_on(cluster, place.device))
     slurm_queue.check_commands()
     if cluster.data is None or Path(cluster.data).is_dir():  # a disk of the nodes may not be here
-        check_data([e.cell for e in entries], root)
+        check_data([*(e.cell for e in entries), *getattr(asked.follow, "later", ())], root)
     return Watch(entries, place, cluster, asked, console).run()
 
 
@@ -97,6 +98,7 @@ class Watch:
         self.folder = place.out / "slurm"
         self.open = {e.cell.eval_id: e.cell for e in entries}  # not ended
         self.fresh = {e.cell.eval_id for e in entries if not e.todo}  # finished ones that were asked for again
+        self.fresh |= getattr(asked.follow, "fresh", frozenset())
         self.lost: dict[str, Lost] = {}
         self.held: dict[str, tuple[Submission, int]] = {}  # cell → task
         self.others: dict[str, tuple[Submission, int]] = {}  # cells of earlier commands that may join later
@@ -355,7 +357,7 @@ class Watch:
         self.open.pop(cell.eval_id, None)
         self.held.pop(cell.eval_id, None)
         self.records.append(record)
-        self.failed |= record.status in ("error", "oom", "timeout", "diverged")
+        self.failed |= cell.trial is None and record.status in FAILED  # a trial that failed is an answer
         progress.finished(-1, cell.title, record)
         if self.asked.follow is not None:
             new = {c.eval_id: c for c in self.asked.follow(cell, record)}

@@ -20,7 +20,7 @@ from typing import Any
 from harness.cell import Cell, Place
 from harness.claims import HEARTBEAT_SECONDS, LEASE_SECONDS, Lease, holder_of, is_held
 
-Preparation = tuple[str, str, dict[str, Any], bool, list[str]]  # see `harness.runner`
+Preparation = tuple[str, str, dict[str, Any], bool, list[str]]  # see `harness.preparing.Job`
 HELD_SECONDS = 1.5 * LEASE_SECONDS  # for the lease of a cell whose task died to run out
 ELSEWHERE = "elsewhere"  # in place of a status: another process is running this cell
 

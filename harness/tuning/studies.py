@@ -48,7 +48,8 @@ class Studies:
         self.start += [entry for entry in todo if entry.cell.eval_id not in waiting]
         left = sum(study.tune["trials"] - len(study.outcomes) for study in self._open.values()) - len(trials)
         later = [entry.cell for entry in todo if entry.cell.eval_id in waiting]
-        self.follow = Follow(self._ended, tuple(later), len(later) + left)
+        fresh = frozenset(entry.cell.eval_id for entry in todo if entry.cell.eval_id in waiting and not entry.todo)
+        self.follow = Follow(self._ended, tuple(later), len(later) + left, fresh)
 
     def _ended(self, cell: Cell, record: RunRecord) -> list[Cell]:
         """After a cell: what its study can do now. Of an interrupted trial nothing: the same command continues it."""

@@ -22,8 +22,10 @@ from harness.backends.slurm_task import Bundle, Mark, Marks, _limit, read_marks,
 from harness.cell import Cell, Place
 from harness.claims import HELD, take
 from harness.errors import BenchError
+from harness.follow import Follow
 from harness.launch import run_entries
 from harness.plan import Entry, make_plan
+from harness.progress import RunProgress
 from harness.records import RunRecord, read_record
 from harness.suite import load_suite
 
@@ -234,6 +236,17 @@ def test_a_job_that_slurm_calls_completed_without_a_record_is_lost(toy, cells: l
     assert "job 4 (SLURM no longer knows it)" in _watch(toy, cells[:1])[0].run()[0].message
 
 
+def test_a_trial_that_failed_ends_nothing_and_what_follows_is_fresh(toy, cells: list[Cell], fake: Fake) -> None:
+    follow = Follow(lambda cell, record: [cells[1]], (cells[1],), 1, frozenset({cells[1].eval_id}))
+    trial = replace(cells[0], trial=0)
+    watch, _ = _watch(toy, [trial], follow=follow)
+    failed = RunRecord(trial.train_id, trial.eval_id, "oom", "", trial.described())
+    watch._end(trial, failed, RunProgress(2, watch.console))
+    assert not watch.failed and watch.open == {cells[1].eval_id: cells[1]} and cells[1].eval_id in watch.fresh
+    watch._end(cells[1], replace(failed, eval_id=cells[1].eval_id), RunProgress(2, watch.console))
+    assert watch.failed
+
+
 def test_arrays_preparation_and_width(toy, cells: list[Cell], fake: Fake) -> None:
     watch, said = _watch(toy, cells, at_once=6, detach=True)
     assert watch.run() == [] and "left to SLURM: 10 cells in job 1, 2, 3, 4" in said.getvalue()
@@ -268,8 +281,6 @@ def test_a_record_counts_and_no_word_of_slurm(toy, cells: list[Cell], fake: Fake
     watch = _watch(toy, cells[:2])[0]
     watch.held = {cell.eval_id: (job, k) for k, cell in enumerate(cells[:2])}
     watch.jobs = {job.name: job}
-    from harness.progress import RunProgress
-
     watch._watch(RunProgress(2, watch.console))
     assert [r.status for r in watch.records] == ["ok", "ok"] and not watch.open
 
@@ -317,7 +328,6 @@ def lost(toy, cells: list[Cell], fake: Fake) -> Any:
     watch.run()
     (job,) = submissions(toy.folder / "runs/slurm")
     Marks(job.seen).begin(cells[0].eval_id)
-    from harness.progress import RunProgress
 
     def end(fate: str) -> str:
         return watch._task_ended(watch.jobs[job.name], 0, read_marks(job.seen), fate, RunProgress(2, watch.console))
@@ -383,8 +393,6 @@ def test_a_silent_controller_is_no_empty_queue(toy, cells: list[Cell], fake: Fak
     watch, said = _watch(toy, cells[:1], detach=True)
     watch.run()
     (fake.folder / "down").touch()
-    from harness.progress import RunProgress
-
     watch._ask(RunProgress(1, watch.console))
     assert len(watch.held) == 1 and "squeue does not answer" in said.getvalue()
     with pytest.raises(BenchError, match="squeue does not answer; whether jobs of these cells run is not known"):

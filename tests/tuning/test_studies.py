@@ -101,6 +101,12 @@ def test_a_record_of_another_cell_is_none(suite: Suite, tmp_path: Path) -> None:
     assert finished(second, tmp_path) is None and result_in(second.eval_folder(tmp_path)) is None
 
 
+def test_cells_that_wait_are_made_again_where_that_was_asked_for(suite: Suite, tmp_path: Path) -> None:
+    first, *rest = suite.cells
+    studies = Studies([Entry(first, "stale"), *(Entry(c, "missing") for c in rest)], tmp_path)
+    assert studies.follow.fresh == {first.eval_id} and first in studies.follow.later
+
+
 def test_an_interrupted_trial_holds_its_study_and_nothing_else(suite: Suite, tmp_path: Path) -> None:
     studies = Studies(entries(suite), tmp_path)
     first = studies.start[0].cell

@@ -44,6 +44,7 @@ class RunProgress:
         self._workers, self._seconds, self._out = workers, seconds, out
         self._done, self._worked = 0, 0.0  # cells, and what they weighed
         self._running: dict[int, tuple[float, float, float]] = {}  # slot → weight, share done, when it began
+        self._rest: dict[int, float] = {}  # slot → what an ended cell of a group leaves of the group's weight
         self._trained: set[int] = set()  # slots whose cell was trained in this run, and not only evaluated
         self._spent: defaultdict[str, float] = defaultdict(float)  # seconds of the processes
         self._states: Counter[str] = Counter()
@@ -86,6 +87,10 @@ class RunProgress:
         self._trained.discard(slot)
         self._tasks[slot] = self._bars.add_task(_plain(title), total=1.0, note="loading")
 
+    def continued(self, slot: int, title: str) -> None:
+        """The next cell of a group, with what those that ended left of the group's weight."""
+        self.started(slot, title, self._rest.pop(slot, 0.0))
+
     def moved(self, slot: int, done: int, total: int, loss: float) -> None:
         """A cell finished an epoch."""
         weight, _, began = self._running[slot]
@@ -95,9 +100,14 @@ class RunProgress:
         self._bars.update(self._tasks[slot], completed=done / total, note=note)
         self._refresh()
 
-    def put_off(self, slot: int) -> tuple[float, float]:
-        """A cell goes back to where it waited, or its process died; returns its weight and when it began."""
-        weight, _, began = self._running.pop(slot, (1.0, 0.0, time.monotonic()))
+    def put_off(self, slot: int, rest: int = 0) -> tuple[float, float]:
+        """A cell goes back to where it waited, or its process died; returns its weight and when it began.
+
+        Of a group with `rest` more cells it takes its share, or all where their training is over.
+        """
+        whole, _, began = self._running.pop(slot, (1.0, 0.0, time.monotonic()))
+        weight = whole if slot in self._trained else whole / (1 + rest)
+        self._rest[slot] = whole - weight
         if slot in self._tasks:
             self._bars.remove_task(self._tasks.pop(slot))
         return weight, began
@@ -109,9 +119,9 @@ class RunProgress:
             self._console.print(f"waiting for {cells} that another process runs", highlight=False)
         self._waiting = count
 
-    def finished(self, slot: int, title: str, record: RunRecord) -> None:
-        """A cell ended, well or not."""
-        weight, began = self.put_off(slot)
+    def finished(self, slot: int, title: str, record: RunRecord, rest: int = 0) -> None:
+        """A cell ended, well or not; `rest` more of its group have not."""
+        weight, began = self.put_off(slot, rest)
         self._done += 1
         self._worked += weight
         self._states[record.status] += 1

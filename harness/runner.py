@@ -327,9 +327,9 @@ def _collect(pool: Pool, progress: RunProgress) -> Iterator[tuple[int, RunRecord
             if pool.devices[slot] != "cpu" and worker.faulty and worker.cell is None:
                 _end_now(worker)  # after a fault on the device nothing works in its process any more
                 del pool.slots[slot]
-            yield slot, _finish(cell, slot, message[1], progress)
+            yield slot, _finish(cell, slot, message[1], progress, _left(worker))
             if worker.cell is not None:
-                progress.started(slot, worker.cell.title, 0.0)  # the first had the weight of all
+                progress.continued(slot, worker.cell.title)
     for slot, worker in list(pool.slots.items()):
         if worker.cell is not None and worker.deadline is not None and time.monotonic() > worker.deadline:
             _end_now(worker)
@@ -353,19 +353,24 @@ def _ended(pool: Pool, slot: int, status: str, reason: str, progress: RunProgres
     worker = pool.slots[slot]
     while worker.cell is not None:
         cell = _reported(worker, worker.cell.eval_id)
-        yield slot, _finish(cell, slot, record_failure(cell, pool.place, status, reason), progress)
+        yield slot, _finish(cell, slot, record_failure(cell, pool.place, status, reason), progress, _left(worker))
         if worker.cell is not None:
-            progress.started(slot, worker.cell.title, 0.0)
+            progress.continued(slot, worker.cell.title)
 
 
-def _finish(cell: Cell, slot: int, record: RunRecord, progress: RunProgress) -> RunRecord:
+def _left(worker: Worker) -> int:
+    """Cells that a worker has not ended."""
+    return 0 if worker.cell is None else 1 + len(worker.rest)
+
+
+def _finish(cell: Cell, slot: int, record: RunRecord, progress: RunProgress, rest: int = 0) -> RunRecord:
     if claims.is_held(record):
-        progress.put_off(slot)
+        progress.put_off(slot, rest)
         return record
     described = cell.described()
     if record.cell == described:  # the cells of a suite share most of it, and thousands of copies would not
         record = replace(record, cell=described)
-    progress.finished(slot, cell.title, record)
+    progress.finished(slot, cell.title, record, rest)
     return record
 
 

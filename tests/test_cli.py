@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -152,7 +153,9 @@ def test_an_edited_loss_is_stale_until_asked_for(toy) -> None:
     assert "1 ok" in rerun.stdout and toy.records()["Mine"]["weights"] != before
 
 
-@pytest.mark.parametrize(("more", "words"), [([], "the same command continues"), (["--rerun", "stale"], "without --rerun")])
+@pytest.mark.parametrize(
+    ("more", "words"), [([], "the same command continues"), (["--rerun", "stale"], "without --rerun")]
+)
 def test_after_an_interruption_it_says_what_continues(
     more: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

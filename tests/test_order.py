@@ -178,6 +178,22 @@ def test_time_left_counts_work_and_not_cells(monkeypatch: pytest.MonkeyPatch) ->
     assert unknown._left() == "" and unknown.summary() == []
 
 
+def test_a_group_weighs_what_its_training_does() -> None:
+    shown = RunProgress(3, Console(quiet=True), work=300.0)
+    with shown:
+        shown.started(0, "three", 300.0)
+        shown.finished(0, "first", finished(make(), 0.0, status="error"), 2)  # before the training
+        assert shown._whole() == 100.0
+        shown.continued(0, "second")
+        shown.moved(0, 1, 2, 0.5)
+        assert shown._whole() == 200.0
+        shown.finished(0, "second", finished(make(), 1.0), 1)  # the training is over
+        assert shown._whole() == 300.0
+        shown.continued(0, "third")
+        shown.finished(0, "third", finished(make(), 1.0))
+        assert shown._whole() == 300.0
+
+
 @dataclass
 class Thread:
     """What the pool needs of a process."""
@@ -216,6 +232,28 @@ class ThreadPool(runner.Pool):
         thread.start()
         self.slots[slot] = runner.Worker(Thread(thread), ours)
         return self.slots[slot]
+
+
+class Silent(ThreadPool):
+    """A pool whose workers answer nothing."""
+
+    def start(self, slot: int) -> runner.Worker:
+        thread = threading.Thread(target=lambda: None)
+        thread.start()
+        ours, self.theirs = Pipe()
+        self.slots[slot] = runner.Worker(Thread(thread), ours)
+        return self.slots[slot]
+
+
+def test_a_group_that_is_over_its_time_says_the_limit_that_it_had(tmp_path: Path) -> None:
+    job = [replace(make(name), timeout=3.0) for name in ("a", "b", "c")]
+    pool = Silent(Place(tmp_path, None), ["cpu"])
+    runner._begin(pool, 0, job, set(), alone=False)
+    worker = pool.slots[0]
+    runner._reported(worker, job[0].eval_id)  # the first has its record
+    worker.deadline = 0.0
+    records = [record for _, record in runner._collect(pool, RunProgress(3, Console(quiet=True)))]
+    assert [(r.status, r.message) for r in records] == [("timeout", "not finished after 9 s")] * 2
 
 
 def _lines(act: Callable[[], Any], files: set[str]) -> int:

@@ -96,12 +96,16 @@ def _opened(cell: Cell, out: Path) -> Study:
 
 
 def _forget(cell: Cell, out: Path) -> None:
-    """Remove a trial's record that is no answer: of another source, without its rows, or to be tried again."""
-    path = cell.eval_folder(out) / "record.json"
+    """Remove a trial's record that is no answer: of another source, without its rows, or to be tried again.
+
+    A training of another source goes, too, also where the trial was killed before its evaluation had a record.
+    """
+    trained = cell.folder(out) / "train.json"
     with suppress(BenchError):
-        if read_record(path).sources != cell.sources:
-            (cell.folder(out) / "train.json").unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
+        sources = read_record(trained).sources
+        if any(sources.get(k) != cell.sources[k] for k in ("loss", "model")):
+            trained.unlink(missing_ok=True)
+    (cell.eval_folder(out) / "record.json").unlink(missing_ok=True)
 
 
 def budget(entries: Iterable[Entry]) -> dict[str, int]:

@@ -94,6 +94,17 @@ def test_a_trial_of_another_source_is_run_anew(suite: Suite, tmp_path: Path) -> 
     assert not (first.cell.eval_folder(tmp_path) / "record.json").exists()  # else `run_cell` would take it for done
 
 
+def test_a_training_of_another_source_goes_where_its_evaluation_was_killed(suite: Suite, tmp_path: Path) -> None:
+    (first,) = Study(cell_of(suite), tmp_path).pending()
+    path = first.cell.folder(tmp_path) / "train.json"
+    path.parent.mkdir(parents=True)
+    for digest, there in (("of before the edit", False), (first.cell.loss_digest, True)):
+        record = RunRecord(first.cell.train_id, "", "ok", "", {}, sources=first.cell.sources | {"loss": digest})
+        record.write(path)
+        Studies(entries(suite), tmp_path)
+        assert path.exists() is there
+
+
 def test_a_plan_says_how_many_trials_without_optuna(
     suite: Suite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from harness.cell import Cell
+from harness.claims import held
 from harness.errors import BenchError
 from harness.follow import Follow
 from harness.plan import Entry
@@ -83,12 +84,17 @@ def _across(rows: Iterable[list[Cell]]) -> Iterator[list[Cell]]:
 
 
 def _opened(cell: Cell, out: Path) -> Study:
-    """The study of a cell; where none of its trials succeeded, those that can be tried again are forgotten."""
+    """The study of a cell; where none of its trials succeeded, those that can be tried again are forgotten.
+
+    They are not while another process is at the study: what failed there may yet be followed by what succeeds.
+    """
     study = Study(cell, out)
     study.pending()
     told = list(zip(study.trials, study.outcomes, strict=False))
     again = [trial.cell for trial, outcome in told if outcome.status in RETRIED]
     if not again or any(outcome.value is not None for _, outcome in told):
+        return study
+    if not study.complete and any(held(trial.cell.folder(out)) for trial in study.trials):
         return study
     for one in again:
         _forget(one, out)

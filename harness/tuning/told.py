@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.cell import Cell
 from harness.plan import Entry
-from harness.tuning.space import text_of
+from harness.tuning.space import text_of, with_arguments
 
 if TYPE_CHECKING:
     from harness.suite import Suite
@@ -60,6 +60,20 @@ def notes_on(found: Sequence[Told]) -> list[str]:
         for own in seen.values()
         if len(own) > 1
     ]
+
+
+def specs_of(entries: Iterable[Entry]) -> dict[str, dict[str, Any]]:
+    """The specification of each loss by its label, with its tuned arguments; where these differ they are "tuned"."""
+    specs: dict[str, dict[str, Any]] = {}
+    chosen: dict[str, list[dict[str, Any]]] = {}
+    for entry in entries:
+        specs.setdefault(entry.cell.loss_label, entry.cell.loss)
+        if entry.record is not None and entry.record.tuned:
+            chosen.setdefault(entry.cell.loss_label, []).append(entry.record.tuned["args"])
+    for label, found in chosen.items():
+        same = all(args == found[0] for args in found)
+        specs[label] = with_arguments(specs[label], found[0] if same else {k: "tuned" for args in found for k in args})
+    return specs
 
 
 def _study(cell: Cell) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.cell import Cell
+from harness.claims import take
 from harness.plan import Entry
 from harness.records import RunRecord
 from harness.suite import Suite
@@ -73,6 +74,20 @@ def test_failed_trials_are_not_tried_again_but_where_all_failed_they_are(suite: 
     trial = study.trials[3].cell
     write(trial, out, None, "oom")  # one failure among answers is an answer
     assert all(e.cell.trial is None or e.cell.trial > 3 for e in Studies(entries(suite), out).start)
+
+
+def test_failed_trials_stay_as_long_as_another_process_is_at_their_study(suite: Suite, tmp_path: Path) -> None:
+    study = Study(cell_of(suite), tmp_path)
+    (first,) = study.pending()
+    write(first.cell, tmp_path, None, "error")
+    (second,) = study.pending()
+    second.cell.folder(tmp_path).mkdir(parents=True)
+    lease = take(second.cell.folder(tmp_path))
+    assert lease is not None
+    own = [e for e in entries(suite) if e.cell.loss_label == "focal"]
+    with lease:
+        assert [e.cell.trial for e in Studies(own, tmp_path).start] == [1]
+    assert [e.cell.trial for e in Studies(own, tmp_path).start] == [0]
 
 
 def test_an_interrupted_trial_holds_its_study_and_nothing_else(suite: Suite, tmp_path: Path) -> None:

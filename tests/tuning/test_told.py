@@ -11,7 +11,7 @@ from harness.plan import Entry
 from harness.records import RunRecord
 from harness.report.tuning import tuning_views
 from harness.suite import Suite
-from harness.tuning.told import learning_rates, notes_on, told
+from harness.tuning.told import learning_rates, notes_on, specs_of, told
 from tests.tuning.conftest import SUITE, load, write
 
 FEW = SUITE.replace("batch: 2,", "batch: 2, cases: [4],")
@@ -68,3 +68,16 @@ def test_repeats_with_patients_of_their_own_have_a_study_and_a_row_each(tmp_path
     assert (
         "data set and fold (and repeat, where these train on patients of their own) every" in learning_rates(suite)[0]
     )
+
+
+def test_a_loss_has_its_tuned_arguments_where_all_studies_agree(suite: Suite, tmp_path: Path) -> None:
+    def specs(*gammas: float | None) -> dict[str, Any]:
+        entries = [e for e in recorded(suite, tmp_path) if e.cell.loss_label == "focal"]
+        records = [
+            replace(e.record, tuned=choice(0.01) | {"args": {} if g is None else {"gamma": g}})  # type: ignore[type-var]
+            for e, g in zip(entries, gammas, strict=True)
+        ]
+        return specs_of([replace(e, record=r) for e, r in zip(entries, records, strict=True)])["focal"]["args"]
+
+    assert specs(3.0, 3.0) == {"gamma": 3.0} and specs(None, None) == {}
+    assert specs(None, 3.0) == {"gamma": "tuned"} == specs(2.0, 3.0)

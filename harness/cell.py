@@ -78,10 +78,10 @@ class Cell:
         """Hash of everything that decides the weights."""
         data = {k: v for k, v in self.data.items() if k not in ("test", "regions")}
         parts = ["train", TRAIN_VERSION, data, self.model, _identity(self.loss), self.train, self.seed]
-        if self.train["select"] == "last":
+        if self.train["select"] == "last" and "tune" not in self.train:
             data.pop("val")  # validation cases are then only watched
         elif extra := self._scoring():
-            parts.append({"selected by": extra})  # another score can choose another epoch
+            parts.append({"selected by": extra})  # another score can choose another epoch, or other arguments
         return _hash(*parts, {"quick": self.quick})
 
     @cached_property

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from harness.rows import frames
 from harness.store import Home
 from harness.suite import Suite
 from harness.suite_file import FORMATS
-from harness.tuning.told import told
+from harness.tuning.told import specs_of, told
 
 if TYPE_CHECKING:
     from harness.report import Panel
@@ -81,7 +81,7 @@ def _names(planned: Planned) -> tuple[dict[tuple[str, str], str], list[str]]:
     names: dict[tuple[str, str], str] = {}
     notes = []
     for dataset, by_suite in cells.items():
-        reason = _difference([c for own in by_suite.values() for c in own])
+        reason = _difference(by_suite.values())
         for suite_name in by_suite:
             names[suite_name, dataset] = f"{dataset} [{suite_name}]" if reason else dataset
         if reason:
@@ -89,17 +89,17 @@ def _names(planned: Planned) -> tuple[dict[tuple[str, str], str], list[str]]:
     return names, notes
 
 
-def _difference(cells: Sequence[Cell]) -> str:
-    """What keeps the cells of one data set apart, or nothing."""
+def _difference(suites: Iterable[Sequence[Cell]]) -> str:
+    """What keeps the cells that several suites have of one data set apart, or nothing."""
     seen: dict[tuple[str, Any, Any], tuple[Cell, dict[str, str]]] = {}
     trained: dict[str, str] = {}
-    for cell in cells:
+    for cell, tune in [(c, budget) for own in suites for budget in [_budget(own)] for c in own]:
         split, fold = cell.data["split"], cell.data["fold"]
         repeat = cell.seed if "patients" in cell.data else None  # each repeat then has cases of its own
         settings = {
             **{f"data.{k}": _text(v) for k, v in cell.data.items()},
             **{f"train.{k}": _text(v) for k, v in cell.train.items() if k != "tune"},
-            "tune": _text({k: v for k, v in cell.train.get("tune", {}).items() if k != "space"}),  # a loss has its own
+            "tune": tune,
             "profile": _text(list(cell.profiles)),
             "engine": cell.engine,
             "quick": str(cell.quick),
@@ -113,6 +113,12 @@ def _difference(cells: Sequence[Cell]) -> str:
         if trained.setdefault(label, cell.train_id) != cell.train_id:
             return f"what {cell.loss_label} with {cell.model_label} is"
     return ""
+
+
+def _budget(cells: Sequence[Cell]) -> str:
+    """The tuning budget of a suite, also for losses that have nothing to tune; the space is each loss's own."""
+    tune: dict[str, Any] = next((c.train["tune"] for c in cells if "tune" in c.train), {})
+    return _text({k: v for k, v in tune.items() if k != "space"})
 
 
 def _text(value: Any) -> str:
@@ -172,7 +178,7 @@ def report_merged(
         settings=_settings(planned, merged),
         ranking=Ranking(tuple(first.spec.rank.by), first.spec.rank.baseline, first.spec.rank.rope),
         published=published.pop() if len(published) == 1 else None,
-        specs={c.loss_label: c.loss for s, _ in planned for c in s.cells},
+        specs=specs_of(merged.entries),
         formats=formats,
         notice=NOTICE if images else "",
         tuned=told(merged.entries),

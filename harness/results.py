@@ -24,7 +24,7 @@ from harness.store import Home
 from harness.suite import Suite
 from harness.suite_file import FORMATS
 from harness.suite_losses import refusal
-from harness.tuning.told import learning_rates, notes_on, told
+from harness.tuning.told import learning_rates, notes_on, specs_of, told
 
 if TYPE_CHECKING:
     from harness.report import Panel
@@ -115,7 +115,7 @@ def _write(
         settings=settings_in(suite, suite.cells),
         ranking=Ranking(tuple(suite.spec.rank.by), suite.spec.rank.baseline, suite.spec.rank.rope),
         published=suite.spec.report.published,
-        specs={c.loss_label: c.loss for c in suite.cells},
+        specs=specs_of(entries),
         formats=formats,
         notice=NOTICE if images else "",
         tuned=told(entries),

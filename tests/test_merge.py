@@ -138,6 +138,21 @@ def test_another_protocol_is_kept_apart_and_the_reason_said(folder: Path) -> Non
     assert "dataset=m" in last and "b.yaml" in last  # the name that the suite knows
 
 
+def test_tuned_suites_of_one_budget_stand_side_by_side_also_where_a_loss_has_nothing_to_tune(folder: Path) -> None:
+    def tuned(name: str, losses: str, trials: int = 4) -> Suite:
+        path = suite_of(folder, name, losses).path
+        path.write_text(path.read_text() + f"tune: {{trials: {trials}}}\n")
+        return load_suite(path)
+
+    a, b = tuned("a", "dice, focal"), tuned("b", "dice, tversky")
+    assert [("tune" in c.train) for c in a.cells] == [False] * 3 + [True] * 3
+    assert merge(plans(folder, a, b)).notes == ()
+    others = {"c": tuned("c", "tversky", 5), "d": suite_of(folder, "d", "tversky")}
+    for name, other in others.items():
+        (note,) = merge(plans(folder, a, other)).notes
+        assert note.startswith(f"m stands once for each of a, {name}: they differ in tune")
+
+
 def test_other_data_sets_stand_beside_each_other_and_the_ranking_is_made_without_each(folder: Path) -> None:
     a, b = suite_of(folder, "a", "ce, dice, focal"), suite_of(folder, "b", "ce, dice, focal", data="n")
     out = written(folder, a, b)

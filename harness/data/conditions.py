@@ -114,6 +114,7 @@ class Setting:
         rest: What else its label says, such as "mm".
         patients: Training patients, where `train.cases` is a list; None for all of them.
         trained: Training patients that there are.
+        smooth: That of `jitter`, stated or its default; its label says it only where it is not the default.
     """
 
     base: str
@@ -122,6 +123,7 @@ class Setting:
     rest: str = ""
     patients: int | None = None
     trained: int = 0
+    smooth: float | None = None
 
     @property
     def plain(self) -> bool:
@@ -176,6 +178,10 @@ def strength_of(labels: Canonical) -> float:
     return 0.0 if isinstance(labels, str) else float(labels[kind_of(labels)][STRENGTHS[kind_of(labels)]])
 
 
+def _smooth_of(labels: Canonical) -> float | None:
+    return None if isinstance(labels, str) or kind_of(labels) != "jitter" else float(labels["jitter"]["smooth"])
+
+
 def name_of(dataset: str, labels: Canonical, patients: int | None) -> str:
     """The name of a data set in a setting: `hippocampus [5 patients, jitter sigma=2]`; as it is, its own."""
     parts = [f"{patients} patient{'s' if patients != 1 else ''}"] if patients is not None else []
@@ -215,7 +221,7 @@ def settings_of(cells: Mapping[str, tuple[Mapping[str, Any], int]]) -> dict[str,
     found = {
         name: Setting(
             data["manifest"], kind_of(data["labels"]), strength_of(data["labels"]), rest_of(data["labels"]),
-            data.get("patients"), trained,
+            data.get("patients"), trained, _smooth_of(data["labels"]),
         )
         for name, (data, trained) in cells.items()
     }  # fmt: skip

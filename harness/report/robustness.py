@@ -7,7 +7,6 @@ brought together again: along the strength of a condition, from the clean labels
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,7 +15,7 @@ from scipy import stats
 
 from harness.data.conditions import CLEAN, STRENGTHS, Setting
 from harness.report.frames import Frames, by_group
-from harness.report.tables import Measure, all_class_means, measures, of_measure, over_classes
+from harness.report.tables import Measure, all_class_means, measures, of_measure, over_classes, spread_of
 from harness.report.view import NAN, Block, Column, Entry, Head, Row, TableView
 from harness.report.words import number
 
@@ -33,10 +32,10 @@ _NAMES = {
 }  # fmt: skip
 
 _ABOUT = (
-    "In brackets the 95 % interval over the runs (Student's t), single and not adjusted. Changes are paired: the same "
-    "repeat, with the same start and the same batches where the labels do not choose them. The interval speaks of "
-    "other trainings, not of other patients. A loss that is low in the first column has less to lose. This holds for "
-    "all tables of this section."
+    "In brackets the 95 % interval over the runs (Student's t; with folds over the repeats, each the mean of its "
+    "folds), single and not adjusted. Changes are paired: the same repeat and start, and of worse labels the same "
+    "batches where the labels do not choose them. The interval speaks of other trainings, not of other patients. A "
+    "loss that is low in the first column has less to lose. This holds for all tables of this section."
 )
 
 Run = tuple[int, int]
@@ -122,8 +121,13 @@ def robustness_panels(frames: Frames) -> list[Panel]:
 
 
 def _axes(settings: Mapping[str, Setting]) -> dict[tuple[str, str, str], dict[str, float]]:
-    """(data set, kind, what stays) to its groups with their x."""
+    """(data set, kind, what stays) to its groups with their x.
+
+    In a sweep of `jitter` with one stated `smooth`, the strength of which it is the default has no `smooth` in its
+    name, and belongs to the sweep all the same.
+    """
     found: dict[tuple[str, str, str], dict[str, float]] = {}
+    stated: dict[tuple[str, str, str], set[str]] = {}  # axis without `smooth` to what stands in one with it
     for group, s in settings.items():
         few = f"{s.patients} patients" if s.patients is not None else ""
         if s.kind != CLEAN:
@@ -131,6 +135,17 @@ def _axes(settings: Mapping[str, Setting]) -> dict[tuple[str, str, str], dict[st
             own = found.setdefault((s.base, s.kind, about), {})
             clean = [g for g, c in settings.items() if (c.base, c.kind, c.patients) == (s.base, CLEAN, s.patients)]
             own |= {g: 0.0 for g in clean} | {group: s.strength}
+            if s.rest.startswith("smooth="):
+                rest = s.rest.partition(" ")[2]
+                bare = " ".join(part for part in (rest, few) if part)
+                same = (s.base, s.kind, rest, s.patients, s.smooth)
+                own |= {
+                    g: c.strength for g, c in settings.items() if (c.base, c.kind, c.rest, c.patients, c.smooth) == same
+                }
+                stated.setdefault((s.base, s.kind, bare), set()).update(own)
+    for axis, there in stated.items():
+        if set(found.get(axis, {})) <= there:  # it holds nothing that the others do not
+            found.pop(axis, None)
     for group, s in settings.items():
         if any(c.patients is not None for c in settings.values() if c.base == s.base):
             about = "" if s.kind == CLEAN else " ".join(p for p in (s.kind, f"{s.strength:g}", s.rest) if p)
@@ -158,20 +173,31 @@ def _panel(
         for x in sorted(set(groups.values())):
             own = scores.get((loss, x), {})
             if own:
-                change = interval(own[run] - clean[run] for run in own if run in clean) if x != at else (NAN,) * 3
-                row = (loss, x, *interval(own.values()), len(own), planned.get((loss, x), len(own)), *change)
+                both = ((*run, own[run] - clean[run]) for run in own if run in clean)
+                change = interval(both) if x != at else (NAN,) * 3
+                row = (
+                    loss,
+                    x,
+                    *interval((*run, score) for run, score in own.items()),
+                    len(own),
+                    planned.get((loss, x), len(own)),
+                    *change,
+                )
                 points.append(Point(*row))
     return Panel(base, model, kind, about, measure, reference, tuple(points))
 
 
-def interval(values: Iterable[float]) -> tuple[float, float, float]:
-    """Mean of the runs and its 95 % interval (Student's t); NaN for what there is too little for."""
-    known = list(values)
-    if len(known) < 2:
-        return (known[0] if known else NAN), NAN, NAN
-    mean = statistics.fmean(known)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, len(known) - 1)) * statistics.stdev(known) / math.sqrt(len(known))
-    return mean, mean - half, mean + half
+def interval(runs: Iterable[tuple[int, int, float]]) -> tuple[float, float, float]:
+    """Mean of runs, given as (fold, seed, value), and its 95 % interval; NaN for what there is too little for.
+
+    The interval is Student's t over the seeds' means over folds, see `spread_of`: the folds of one seed share most of
+    their training patients and differ by their test patients, so they are no further runs.
+    """
+    found = spread_of(runs)
+    if found.seeds < 2:
+        return found.mean, NAN, NAN
+    half = float(stats.t.ppf((1 + LEVEL) / 2, found.seeds - 1)) * found.sd / math.sqrt(found.seeds)
+    return found.mean, found.mean - half, found.mean + half
 
 
 def robustness_views(found: Sequence[Panel]) -> list[TableView]:

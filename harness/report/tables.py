@@ -184,11 +184,12 @@ def over_classes(per_class: pd.DataFrame) -> pd.DataFrame:
 
 
 class Spread(NamedTuple):
-    """Mean over runs and sample standard deviation over seeds; NaN where there is none."""
+    """Mean over runs and sample standard deviation over seeds that have every fold; NaN where there is none."""
 
     mean: float
     sd: float
     runs: tuple[float, ...]
+    seeds: int = 0
 
 
 def spread(values: pd.DataFrame) -> Spread:
@@ -209,7 +210,7 @@ def spread_of(rows: Iterable[tuple[int, int, float]]) -> Spread:
     per_seed = [[v for _, s, v in known if s == seed] for seed in sorted({s for _, s, _ in known})]
     whole = [statistics.fmean(part) for part in per_seed if len(part) == folds]
     sd = statistics.stdev(whole) if len(whole) > 1 else NAN
-    return Spread(statistics.fmean(runs), sd, runs)
+    return Spread(statistics.fmean(runs), sd, runs, len(whole))
 
 
 def leaderboard(frames: Frames) -> pd.DataFrame:

@@ -38,9 +38,11 @@ def _view(group: str, found: Sequence[Told]) -> TableView:
     metric, _ = metric_of(found[0].tuned["metric"])
     scale = 100.0 if metric.unit_kind == "fraction" else 1.0
     folds = any(one.cell.data["fold"] is not None for one in found)
+    repeats = any("patients" in one.cell.data for one in found)  # each then has a study of its own
     places = 2 if scale == 100 else 3
     columns = (
         *([Column("fold", words=True)] if folds else []),
+        *([Column("repeat", words=True)] if repeats else []),
         Column("learning rate", words=True),
         Column("parameters", words=True),
         Column("default", places),
@@ -51,7 +53,7 @@ def _view(group: str, found: Sequence[Told]) -> TableView:
         Column("trainings", 1),
     )
     heads = (
-        *([Head("", 1)] if folds else []),
+        *([Head("", folds + repeats)] if folds or repeats else []),
         Head("chosen", 2),
         Head(f"{metric.title}, validation{' (%)' if scale == 100 else ''}", 2, lower=not metric.higher_is_better),
         Head("trial", 2),
@@ -66,6 +68,7 @@ def _view(group: str, found: Sequence[Told]) -> TableView:
             fold = one.cell.data["fold"]
             entries = (
                 *([Entry(text="" if fold is None else str(fold))] if folds else []),
+                *([Entry(text=str(one.cell.seed) if "patients" in one.cell.data else "")] if repeats else []),
                 Entry(text=f"{t['lr']:g}"),
                 Entry(text=_arguments(t["args"])),
                 Entry(_scaled(t["default"], scale)),
@@ -78,7 +81,9 @@ def _view(group: str, found: Sequence[Told]) -> TableView:
             rows.append(Row(one.cell.loss_label, entries))
         blocks.append(Block(model, tuple(rows)))
     trials, runs = sum(o.tuned["seconds"] for o in found), sum(o.seconds for o in found)
-    cost = f"The trials took {number(trials, 0)} s, the final trainings {number(runs, 0)} s."
+    lost = any(o.tuned["failed"] for o in found)
+    but = ", without those that ended with an error, out of memory or by timeout;" if lost else ","
+    cost = f"The trials took {number(trials, 0)} s{but} the final trainings {number(runs, 0)} s."
     return TableView("tuning", group, "Loss", heads, columns, tuple(blocks), (_SAID, cost), _frame(group, found))
 
 
@@ -93,7 +98,9 @@ def _scaled(value: float | None, scale: float) -> float:
 def _frame(group: str, found: Sequence[Told]) -> pd.DataFrame:
     return pd.DataFrame(
         [
-            {"dataset": group, "fold": o.cell.data["fold"], "model": o.cell.model_label, "loss": o.cell.loss_label,
+            {"dataset": group, "fold": o.cell.data["fold"],
+             "repeat": o.cell.seed if "patients" in o.cell.data else None,
+             "model": o.cell.model_label, "loss": o.cell.loss_label,
              "lr": o.tuned["lr"], "arguments": ", ".join(f"{k}={printed(v)}" for k, v in o.tuned["args"].items()),
              "metric": o.tuned["metric"], "validation_default": o.tuned["default"],
              "validation_chosen": o.tuned["value"], "trial": o.tuned["trial"], "trials": o.tuned["trials"],

@@ -8,6 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from harness.cell import Cell
+from harness.claims import held
 from harness.errors import BenchError
 from harness.follow import Follow
 from harness.plan import Entry
@@ -84,12 +85,17 @@ def _across(rows: Iterable[list[Cell]]) -> Iterator[list[Cell]]:
 
 
 def _opened(cell: Cell, out: Path) -> Study:
-    """The study of a cell; where none of its trials succeeded, those that can be tried again are forgotten."""
+    """The study of a cell; where none of its trials succeeded, those that can be tried again are forgotten.
+
+    They are not while another process is at the study: what failed there may yet be followed by what succeeds.
+    """
     study = Study(cell, out)
     study.pending()
     told = list(zip(study.trials, study.outcomes, strict=False))
     again = [trial.cell for trial, outcome in told if outcome.status in RETRIED]
     if not again or any(outcome.value is not None for _, outcome in told):
+        return study
+    if not study.complete and any(held(trial.cell.folder(out)) for trial in study.trials):
         return study
     for one in again:
         _forget(one, out)
@@ -97,12 +103,16 @@ def _opened(cell: Cell, out: Path) -> Study:
 
 
 def _forget(cell: Cell, out: Path) -> None:
-    """Remove a trial's record that is no answer: of another source, without its rows, or to be tried again."""
-    path = cell.eval_folder(out) / "record.json"
+    """Remove a trial's record that is no answer: of another source, without its rows, or to be tried again.
+
+    A training of another source goes, too, also where the trial was killed before its evaluation had a record.
+    """
+    trained = cell.folder(out) / "train.json"
     with suppress(BenchError):
-        if read_record(path).sources != cell.sources:
-            (cell.folder(out) / "train.json").unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
+        sources = read_record(trained).sources
+        if any(sources.get(k) != cell.sources[k] for k in ("loss", "model")):
+            trained.unlink(missing_ok=True)
+    (cell.eval_folder(out) / "record.json").unlink(missing_ok=True)
 
 
 def budget(entries: Iterable[Entry]) -> dict[str, int]:

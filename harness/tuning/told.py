@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.cell import Cell
 from harness.plan import Entry
-from harness.tuning.space import text_of
+from harness.tuning.space import text_of, with_arguments
 
 if TYPE_CHECKING:
     from harness.suite import Suite
@@ -37,8 +37,7 @@ def told(entries: Iterable[Entry]) -> list[Told]:
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
         if entry.record is not None and entry.record.tuned:
-            labels = {k: v for k, v in entry.cell.labels.items() if k != "seed"}
-            groups.setdefault(json.dumps([labels, entry.record.tuned], sort_keys=True), []).append(entry)
+            groups.setdefault(json.dumps([_study(entry.cell), entry.record.tuned], sort_keys=True), []).append(entry)
     out = []
     for found in groups.values():
         records = [e.record for e in found if e.record is not None]
@@ -51,9 +50,8 @@ def notes_on(found: Sequence[Told]) -> list[str]:
     """A sentence for each study whose repeats were trained with different choices."""
     seen: dict[str, list[Told]] = {}
     for one in found:
-        labels = {k: v for k, v in one.cell.labels.items() if k != "seed"}
         choice = json.dumps([one.tuned["lr"], one.tuned["args"]], sort_keys=True)
-        own = seen.setdefault(json.dumps(labels, sort_keys=True), [])
+        own = seen.setdefault(json.dumps(_study(one.cell), sort_keys=True), [])
         if all(choice != json.dumps([o.tuned["lr"], o.tuned["args"]], sort_keys=True) for o in own):
             own.append(one)
     return [
@@ -62,6 +60,25 @@ def notes_on(found: Sequence[Told]) -> list[str]:
         for own in seen.values()
         if len(own) > 1
     ]
+
+
+def specs_of(entries: Iterable[Entry]) -> dict[str, dict[str, Any]]:
+    """The specification of each loss by its label, with its tuned arguments; where these differ they are "tuned"."""
+    specs: dict[str, dict[str, Any]] = {}
+    chosen: dict[str, list[dict[str, Any]]] = {}
+    for entry in entries:
+        specs.setdefault(entry.cell.loss_label, entry.cell.loss)
+        if entry.record is not None and entry.record.tuned:
+            chosen.setdefault(entry.cell.loss_label, []).append(entry.record.tuned["args"])
+    for label, found in chosen.items():
+        same = all(args == found[0] for args in found)
+        specs[label] = with_arguments(specs[label], found[0] if same else {k: "tuned" for args in found for k in args})
+    return specs
+
+
+def _study(cell: Cell) -> dict[str, Any]:
+    """The labels that the cells of one study share: all but the repeat, unless each has patients of its own."""
+    return {k: v for k, v in cell.labels.items() if k != "seed" or "patients" in cell.data}
 
 
 def learning_rates(suite: Suite) -> list[str]:
@@ -77,8 +94,10 @@ def learning_rates(suite: Suite) -> list[str]:
     if tune.lr is not None:
         over += f" and the learning rate ({tune.lr[0]:g} to {tune.lr[1]:g}, log)"
     by = tune.metric.removesuffix("@val")
+    own = any("patients" in c.data for c in suite.cells)
+    each = "model, data set and fold" + " (and repeat, where these train on patients of their own)" * own
     first = (
-        f"Tuned: for each model, data set and fold every loss got {tune.trials} trials of "
+        f"Tuned: for each {each} every loss got {tune.trials} trials of "
         f"{tune.epochs or spec.train.epochs} epochs over {over}, compared by {by} on the "
         f"validation patients, with a seed that no repeat has. Trial 0 is the suite's own configuration ({fixed}). "
         "Test patients were not seen."

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from harness.data.conditions import Setting
+from harness.data.conditions import Setting, name_of, settings_of
 from harness.report.figures.robustness import MAX_LINES, robustness_curves
 from harness.report.frames import prepare
 from harness.report.page import headline
-from harness.report.robustness import interval, robustness_panels, robustness_views
+from harness.report.robustness import _axes, interval, robustness_panels, robustness_views
 from harness.report.verdict_tables import sensitivity_views
 from harness.report.verdicts import Ranking
 from harness.report.write import write_report
@@ -42,11 +42,57 @@ def ready(frame, settings=SETTINGS):
 
 
 def test_intervals_by_hand():
-    mean, low, high = interval([1.0, 2.0, 3.0])
+    mean, low, high = interval([(0, 0, 1.0), (0, 1, 2.0), (0, 2, 3.0)])
     half = 4.302652729911275 * 1.0 / math.sqrt(3)  # t(0.975, 2), SD 1
     assert (mean, low, high) == pytest.approx((2.0, 2 - half, 2 + half))
-    assert interval([5.0])[0] == 5.0 and math.isnan(interval([5.0])[1])
+    assert interval([(0, 0, 5.0)])[0] == 5.0 and math.isnan(interval([(0, 0, 5.0)])[1])
     assert all(math.isnan(v) for v in interval([]))
+
+
+def test_folds_are_averaged_within_a_repeat_first(frame):
+    runs = {(0, 0): 70.0, (1, 0): 90.0, (0, 1): 72.0, (1, 1): 92.0}  # repeats 80 and 82: mean 81, SD of them sqrt(2)
+    half = 12.706204736432095  # t(0.975, 1) * sqrt(2) / sqrt(2)
+    assert interval((*k, v) for k, v in runs.items()) == pytest.approx((81.0, 81 - half, 81 + half))
+    half_done = [(*k, v) for k, v in runs.items() if k != (1, 1)]  # one repeat has every fold
+    assert interval(half_done)[0] == pytest.approx(232 / 3) and math.isnan(interval(half_done)[1])
+    for (fold, seed), value in runs.items():
+        for name, x in NAMES.items():
+            frame.cell("dice", seed, dataset=name, fold=fold)
+            score = value / 100 - x * (0.1 + 0.02 * seed + 0.04 * fold)
+            frame.case("dice", score, seed=seed, fold=fold, patient=f"p{fold}", dataset=name)
+    (panel,) = robustness_panels(ready(frame))
+    clean, first, _ = panel.points
+    assert (clean.mean, clean.low, clean.high) == pytest.approx((81.0, 81 - half, 81 + half))
+    # changes -10, -14 of the first repeat and -12, -16 of the second: -12 and -14
+    assert (first.change, first.change_low, first.change_high) == pytest.approx((-13.0, -13 - half, -13 + half))
+    assert (clean.runs, clean.planned) == (4, 4)
+
+
+def test_a_sweep_of_jitter_with_one_smooth_is_one_panel_where_it_is_the_default_too():
+    def axes(*jitters):
+        conditions = [{"jitter": {"sigma": s, "smooth": w, "unit": "voxel"}, "version": 1} for s, w in jitters]
+        cells = {name_of("d", c, None): ({"manifest": "d", "labels": c}, 18) for c in ["clean", *conditions]}
+        return {about: sorted(groups.values()) for (_, _, about), groups in _axes(settings_of(cells)).items()}
+
+    assert axes((1.0, 6.0), (2.0, 6.0), (4.0, 6.0)) == {"smooth=6": [0, 1, 2, 4]}
+    assert axes((1.0, 3.0), (2.0, 6.0), (4.0, 12.0)) == {"": [0, 1, 2, 4]}
+    # both sweeps: the strength that they share stands in both
+    both = axes((1.0, 6.0), (2.0, 6.0), (4.0, 6.0), (1.0, 3.0), (4.0, 12.0))
+    assert both == {"smooth=6": [0, 1, 2, 4], "": [0, 1, 2, 4]}
+
+
+def test_the_caption_says_of_reference_and_choice_what_is_drawn(frame, tmp_path):
+    few = {n: Setting("synapse", patients=k, trained=k) for n, k in zip(NAMES, (2, 5, 10), strict=True)}
+    names = [f"l{i}" for i in range(MAX_LINES + 1)]
+    data = filled(frame, {n: [(0.7,), (0.6,), (0.5,)] for n in names})
+    caption = robustness_curves(ready(data, few), "synapse", "unet", True, tmp_path, "few").caption
+    assert "on the right" not in caption and "losses: those with the highest mean at 10 in the first panel." in caption
+    whole = few | {"synapse [erode radius=2]": Setting("synapse", trained=18)}
+    caption = robustness_curves(ready(data, whole), "synapse", "unet", True, tmp_path, "few", baseline="l0").caption
+    assert ", all of them on the right;" in caption and "losses: the baseline, and those with" in caption
+    dirty = {n: Setting("synapse", "erode", x + 1, trained=18) for n, x in NAMES.items()}
+    caption = robustness_curves(ready(data, dirty), "synapse", "unet", False, tmp_path, "noise").caption
+    assert "clean labels at 0" not in caption and "losses: the first in order." in caption
 
 
 def test_changes_are_paired_by_run(frame):

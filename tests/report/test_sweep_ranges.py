@@ -131,6 +131,8 @@ def test_the_response_is_drawn_over_the_argument(
 ) -> None:
     frames = swept(frame, lambda g, group: 0.5 + 0.1 * g, gammas=gammas, name=name, groups=("A",))
     picture = sweep_responses(frames, "A", "unet", tmp_path, "r")
-    assert picture is not None and "95 % interval over runs" in picture.caption and picture.title.endswith("on A, unet")
+    assert (
+        picture is not None and "95 % interval over repeats" in picture.caption and picture.title.endswith("on A, unet")
+    )
     assert axis in picture.svg and (tmp_path / "r.pdf").is_file()
     assert sweep_responses(frames, "A", "transunet", tmp_path, "s") is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from harness.errors import BenchError
 from harness.losses import LOSSES
 from harness.ranking.asked import extended, parse_loss
 from harness.resolve import forget, locate
+from harness.suite import Suite
 from harness.tuning.space import dimension, parts_of, rounded, space_of, text_of, with_arguments
 from harness.tuning.spaces import SOURCES, SPACES
 from tests.tuning.conftest import SUITE, cell_of, load
@@ -178,6 +180,20 @@ def test_ids_hold_the_budget_and_suites_without_it_are_as_they_were(tmp_path: Pa
     # without a rate and a parameter there is nothing to tune: the cell is that of an untuned suite
     only = load(tmp_path, "lr: [1e-4, 1e-1], ")
     assert "tune" not in cell_of(only, "dice").train and cell_of(only, "focal").train["tune"]["space"]
+
+
+def test_the_id_of_a_tuned_cell_holds_the_patients_and_the_scoring_that_chose(suite: Suite, tmp_path: Path) -> None:
+    bare = load(tmp_path, "tune: {trials: 8, lr: [1e-4, 1e-1], epochs: 3}\n")
+    for cell, moves in ((cell_of(suite), True), (cell_of(bare), False)):
+        fewer = cell.data["val"][1:]
+        others = [
+            replace(cell, data=cell.data | {"val": fewer}),
+            replace(cell, data=cell.data | {"regions": {"both": ["liver", "spleen"]}}),
+            replace(cell, profiles=("nnunet",)),
+            replace(cell, engine="surface-distance"),
+        ]
+        assert fewer and [o.train_id != cell.train_id for o in others] == [moves] * 4
+        assert replace(cell, data=cell.data | {"test": cell.data["test"][1:]}).train_id == cell.train_id
 
 
 def test_quick_has_fewer_trials_and_epochs(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.cell import Cell
-from harness.claims import result_in
+from harness.claims import result_in, take
 from harness.plan import Entry
 from harness.records import RunRecord
 from harness.suite import Suite
@@ -107,6 +107,20 @@ def test_cells_that_wait_are_made_again_where_that_was_asked_for(suite: Suite, t
     assert studies.follow.fresh == {first.eval_id} and first in studies.follow.later
 
 
+def test_failed_trials_stay_as_long_as_another_process_is_at_their_study(suite: Suite, tmp_path: Path) -> None:
+    study = Study(cell_of(suite), tmp_path)
+    (first,) = study.pending()
+    write(first.cell, tmp_path, None, "error")
+    (second,) = study.pending()
+    second.cell.folder(tmp_path).mkdir(parents=True)
+    lease = take(second.cell.folder(tmp_path))
+    assert lease is not None
+    own = [e for e in entries(suite) if e.cell.loss_label == "focal"]
+    with lease:
+        assert [e.cell.trial for e in Studies(own, tmp_path).start] == [1]
+    assert [e.cell.trial for e in Studies(own, tmp_path).start] == [0]
+
+
 def test_an_interrupted_trial_holds_its_study_and_nothing_else(suite: Suite, tmp_path: Path) -> None:
     studies = Studies(entries(suite), tmp_path)
     first = studies.start[0].cell
@@ -122,6 +136,17 @@ def test_a_trial_of_another_source_is_run_anew(suite: Suite, tmp_path: Path) -> 
     studies = Studies(entries(suite), tmp_path)
     assert [e.cell.trial for e in studies.start] == [0, 0, 0]
     assert not (first.cell.eval_folder(tmp_path) / "record.json").exists()  # else `run_cell` would take it for done
+
+
+def test_a_training_of_another_source_goes_where_its_evaluation_was_killed(suite: Suite, tmp_path: Path) -> None:
+    (first,) = Study(cell_of(suite), tmp_path).pending()
+    path = first.cell.folder(tmp_path) / "train.json"
+    path.parent.mkdir(parents=True)
+    for digest, there in (("of before the edit", False), (first.cell.loss_digest, True)):
+        record = RunRecord(first.cell.train_id, "", "ok", "", {}, sources=first.cell.sources | {"loss": digest})
+        record.write(path)
+        Studies(entries(suite), tmp_path)
+        assert path.exists() is there
 
 
 def test_a_plan_says_how_many_trials_without_optuna(

@@ -1,4 +1,4 @@
-"""How a metric answers to the values of a hyperparameter: one point per value with its interval over runs."""
+"""How a metric answers to the values of a hyperparameter: one point per value with its interval over repeats."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from scipy.stats import t
 
 from harness.report.figures.base import SuitePicture, drawing, grid, left_out, log_axis, plain, save, short
 from harness.report.figures.scores import dice_of, means_of, rows_of
@@ -18,16 +17,17 @@ from harness.report.figures.sweeps import MAX_PANELS, Sweep, sweeps_of
 from harness.report.frames import Frames
 from harness.report.layouts import DEFAULT
 from harness.report.palette import COLOURS, INK
+from harness.report.robustness import interval
 from harness.report.tables import of_measure, over_classes
 
 LOG_FROM = 20.0  # the values of a sweep span more than this factor: logarithmic axis
 
 
 def response_points(frames: Frames, group: str, model: str, sweep: Sweep) -> pd.DataFrame:
-    """Mean DSC of each value of a sweep with its 95 % interval over runs (Student's t over folds and seeds).
+    """Mean DSC of each value of a sweep with its 95 % interval over repeats, see `harness.report.robustness.interval`.
 
     Returns:
-        Columns label, value, mean, low, high (per cent; the last two NaN with one run) and runs, a list; in planned
+        Columns label, value, mean, low, high (per cent; the last two NaN with one repeat) and runs, a list; in planned
         order, without values that were not measured.
     """
     names = ["label", "value", "mean", "low", "high", "runs"]
@@ -37,14 +37,10 @@ def response_points(frames: Frames, group: str, model: str, sweep: Sweep) -> pd.
     means = over_classes(of_measure(means_of(frames, group, model), measure))
     found = []
     for label, value in sweep.settings:
-        runs = [float(x) * measure.scale for x in means.loc[means["loss"] == label, "score"].dropna()]
+        own = means.loc[means["loss"] == label, ["fold", "seed", "score"]].dropna(subset="score")
+        runs = [(int(f), int(s), float(x) * measure.scale) for f, s, x in own.itertuples(index=False)]
         if runs:
-            mean = math.fsum(runs) / len(runs)
-            half = math.nan
-            if len(runs) > 1:
-                variance = math.fsum((x - mean) ** 2 for x in runs) / (len(runs) - 1)
-                half = float(t.ppf(0.975, len(runs) - 1)) * math.sqrt(variance / len(runs))
-            found.append((label, value, mean, mean - half, mean + half, runs))
+            found.append((label, value, *interval(runs), [x for _, _, x in runs]))
     return pd.DataFrame(found, columns=names)
 
 
@@ -68,14 +64,13 @@ def sweep_responses(frames: Frames, group: str, model: str, folder: Path, name: 
             ax.set_ylabel("DSC (%)")
         svg = save(figure, folder, name, title)
     several = any(len(runs) > 1 for _, own in shown for runs in own["runs"])
+    bars = any(bool(own["high"].notna().any()) for _, own in shown)
     caption = (
         "One panel per loss and argument. Large points: mean over runs"
-        + (
-            "; bars: 95 % interval over runs (Student's t), for other trainings and these patients; small points: runs."
-            if several
-            else "; one run each, so without intervals."
-        )
-        + " Dotted: the loss with its default, where it stands in the suite."
+        + "; bars: 95 % interval over repeats (Student's t), for other trainings and these patients" * bars
+        + ("; small points: runs" if several else "; one run each")
+        + (". " if bars else ", so without intervals. " if not several else " of one repeat, so without intervals. ")
+        + "Dotted: the loss with its default, in a tuned suite as it was tuned, where it stands in the suite."
         * any(DEFAULT in set(own["value"]) and _numeric(own) for _, own in shown)
         + left_out(len(shown), len(points), "sweeps")
     )

@@ -75,14 +75,29 @@ def robustness_curves(
         names = [f"{x} (baseline)" if x == baseline else x for x in picked]
         legend(figure, names, [Line2D([], [], markersize=4, **_line(look[x], x == baseline)) for x in picked])
         svg = save(figure, folder, name, title)
-    whole = "all of them on the right" if patients else "clean labels at 0"
     caption = (
-        f"Mean over runs, {whole}; bars: 95 % interval over the runs (Student's t), none with one run. Losses stand "
-        "beside each other at the same value. Validated and tested on the true labels. A hollow point lacks runs."
-        + left_out(len(picked), len(losses), "losses: the baseline, and those with the highest mean on the left")
+        f"Mean over runs{_whole(frames, shown)}; bars: 95 % interval over the runs (Student's t; with folds over the "
+        "repeats, each the mean of its folds), none with one repeat. Losses stand beside each other at the same value. "
+        "Validated and tested on the true labels. A hollow point lacks runs."
+        + left_out(len(picked), len(losses), f"losses: {_which(shown[0], baseline in losses)}")
         + left_out(len(shown), len(found), "panels")
     )
     return SuitePicture(name, svg, title, caption, base, model)
+
+
+def _whole(frames: Frames, shown: Sequence[Panel]) -> str:
+    """Where clean labels, or all patients, stand; nothing where they were not run."""
+    if shown[0].kind != PATIENTS:
+        return ", clean labels at 0" if any(p.x == 0 for panel in shown for p in panel.points) else ""
+    full = {s.trained for s in frames.settings.values() if s.base == shown[0].base and s.patients is None}
+    return ", all of them on the right" if all(panel.xs[-1] in full for panel in shown) else ""
+
+
+def _which(first: Panel, baseline: bool) -> str:
+    """Which losses `_picked` takes, for the caption."""
+    drawn = first.reference in first.xs
+    best = f"those with the highest mean at {first.reference:g} in the first panel" if drawn else "the first in order"
+    return f"the baseline, and {best}" if baseline else best
 
 
 def _picked(panels: Sequence[Panel], losses: Sequence[str], baseline: str | None) -> list[str]:
@@ -91,7 +106,7 @@ def _picked(panels: Sequence[Panel], losses: Sequence[str], baseline: str | None
         return list(losses)
     first = {p.loss: p.mean for panel in panels[:1] for p in panel.points if p.x == panel.reference}
     sign = 1.0 if panels[0].measure.lower_is_better else -1.0
-    best = sorted(losses, key=lambda x: (x != baseline, sign * first.get(x, -sign * math.inf)))
+    best = sorted(losses, key=lambda x: (x != baseline, sign * first[x] if x in first else math.inf))
     return [x for x in losses if x in best[:MAX_LINES]]
 
 

@@ -247,6 +247,13 @@ def test_a_trial_that_failed_ends_nothing_and_what_follows_is_fresh(toy, cells: 
     assert watch.failed
 
 
+def test_the_data_of_cells_that_join_later_is_looked_at_first(toy, cells: list[Cell], fake: Fake) -> None:
+    follow = Follow(lambda cell, record: [], (cells[0],), 1)
+    place = Place(toy.folder / "runs", toy.folder / "nowhere")
+    with pytest.raises(BenchError, match="nowhere"):
+        run_cells([], place, Asked(follow=follow), Console(quiet=True))
+
+
 def test_arrays_preparation_and_width(toy, cells: list[Cell], fake: Fake) -> None:
     watch, said = _watch(toy, cells, at_once=6, detach=True)
     assert watch.run() == [] and "left to SLURM: 10 cells in job 1, 2, 3, 4" in said.getvalue()

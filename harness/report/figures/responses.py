@@ -69,8 +69,8 @@ def sweep_responses(frames: Frames, group: str, model: str, folder: Path, name: 
         "One panel per loss and argument. Large points: mean over runs"
         + "; bars: 95 % interval over repeats (Student's t), for other trainings and these patients" * bars
         + ("; small points: runs" if several else "; one run each")
-        + (". " if bars else ", so without intervals. " if not several else " of one repeat, so without intervals. ")
-        + "Dotted: the loss with its default, in a tuned suite as it was tuned, where it stands in the suite."
+        + ("." if bars else ", so without intervals." if not several else " of one repeat, so without intervals.")
+        + " Dotted: the loss with its default, in a tuned suite as it was tuned, where it stands in the suite."
         * any(DEFAULT in set(own["value"]) and _numeric(own) for _, own in shown)
         + left_out(len(shown), len(points), "sweeps")
     )

@@ -58,16 +58,16 @@ class YamlFile:
             # a misspelt key is also a missing one; the misspelling is what the user can mend
             first = min(error.errors(), key=_distance)
             # pydantic adds names of union members to the path; the file's own path is what the user knows
-            where = self._known((*at, *first["loc"]))
+            where = self._known((*at, *first["loc"]), missing=first["type"] == "missing")
             raise self.error(where, _sentence(first, model, where[len(at) :])) from None
 
-    def _known(self, loc: KeyPath) -> KeyPath:
+    def _known(self, loc: KeyPath, missing: bool) -> KeyPath:
+        """The part of a path that stands in the file, and the key that is missing."""
         kept: KeyPath = ()
         for key in loc:
             if (*kept, key) in self.lines:
                 kept = (*kept, key)
-        last = loc[-1] if loc else None
-        return kept if kept[-1:] == (last,) or not isinstance(last, str) else (*kept, last)
+        return (*kept, loc[-1]) if missing else kept
 
 
 class _Loader(yaml.SafeLoader):
@@ -201,7 +201,8 @@ def _index(file: YamlFile, loader: _Loader, node: yaml.Node, path: KeyPath, abov
 
 def _distance(error: Any) -> tuple[bool, bool]:
     """How far a fault is from what the user meant; where several kinds are allowed, that of another kind is farther."""
-    other_kind = error["type"] in ("literal_error", "list_type") and isinstance(error.get("input"), (dict, list))
+    kind = error["type"]
+    other_kind = (kind == "literal_error" or kind.endswith("_type")) and isinstance(error.get("input"), (dict, list))
     return error["type"] != "extra_forbidden", other_kind
 
 

@@ -97,3 +97,27 @@ def test_mistakes_name_file_line_and_key(tmp_path: Path, old: str, new: str, wor
     with pytest.raises(BenchError) as error:
         suite(tmp_path, BASE.replace(old, new, 1))
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("suite", "right", "wrong", "said"),
+    [
+        ("quickstart", "seeds: 2", "seeds: two", ": seeds: Input should be a valid integer"),
+        (
+            "hippocampus_noise",
+            "sigma: [1, 2, 4]",
+            "sigma: [1, -2]",
+            ": labels[1].jitter.sigma[1]: Input should be greater than 0",
+        ),
+    ],
+)
+def test_a_sentence_names_the_place_in_the_file_and_no_type(
+    tmp_path: Path, suite: str, right: str, wrong: str, said: str
+) -> None:
+    text = (Path(__file__).parents[1] / "suites" / f"{suite}.yaml").read_text(encoding="utf-8")
+    assert right in text
+    path = tmp_path / "broken.yaml"
+    path.write_text(text.replace(right, wrong), encoding="utf-8")
+    with pytest.raises(BenchError) as error:
+        load_suite(path)
+    assert said in str(error.value) and "constrained" not in str(error.value) and "function-" not in str(error.value)

@@ -1,10 +1,11 @@
 """Images per second and cells per hour: a loop as published, a cell of ours, cells trained as one, and the floor.
 
-Four ways to train the same networks, in turn within every round, so that the machine's moods meet all of them:
+Five ways to train the same networks, in turn within every round, so that the machine's moods meet all of them:
 
 - published: a `DataLoader` with workers that rotates and flips each sample with scipy, `.item()` at every step, no
   channels last (the style of the trainers that papers release);
 - cell: one cell of this harness, with the augmentation that is nearest;
+- compiled: the same with a compiled network (`bench run --engine compiled`), compiled in the warm-up;
 - fused: K cells that differ in their loss (`bench run --engine fused`); images count once for each of them;
 - floor: forward, backward and optimizer on one batch that is already there. Nothing can be faster on this device.
 
@@ -40,6 +41,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from harness.cell import Cell
+from harness.compiled import compiled_pass
 from harness.data.batches import TrainSet
 from harness.data.prepare import Prepared
 from harness.fused import Group
@@ -120,6 +122,7 @@ def measure(size: Size, device: torch.device, args: argparse.Namespace) -> None:
         ways: dict[str, tuple[int, Callable[[], None]]] = {
             "published": (1, published),
             "cell": (1, _alone(size, cell, data, device)),
+            "compiled": (1, _alone(size, cell, data, device, compiled=True)),
             "fused": (len(FUSED), _fused(size, cell, data, device)),
             "floor": (1, _floor(size, cell, data, device)),
             "half": (1, _floor(size, cell, data, device, half=True)),
@@ -186,9 +189,11 @@ def _trainer(size: Size, cell: Cell, data: TrainSet, device: torch.device, name:
     return Trainer(cell, _model(size), loss, data, CLASSES, device)
 
 
-def _alone(size: Size, cell: Cell, data: TrainSet, device: torch.device) -> Callable[[], None]:
+def _alone(size: Size, cell: Cell, data: TrainSet, device: torch.device, compiled: bool = False) -> Callable[[], None]:
     trainer = _trainer(size, cell, data, device, "ce")
     trainer.begin()
+    if compiled:
+        trainer.forward = compiled_pass(trainer)
     return trainer.step
 
 

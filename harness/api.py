@@ -104,19 +104,19 @@ def run(
         cluster: A file that describes the cluster.
         detach: Submit to the cluster and return; the same call later attaches to what runs.
         per_device: Cells at once on each GPU; 1 by default.
-        engine: "single"; "fused": cells that differ only in their loss are trained as one; "mixed": that, beside
-            records of cells that were trained alone.
+        engine: "single"; "compiled": with a compiled network; "fused": cells that differ only in their loss are
+            trained as one; "mixed": that, beside records of cells that were trained otherwise.
         fuse: At most so many cells in a group; by default all.
 
     Raises:
-        BenchError: The data is not there, a folder takes no files, or there are records of the other engine.
+        BenchError: The data is not there, a folder takes no files, or there are records of another engine.
         KeyboardInterrupt: After Ctrl-C, when all checkpoints are written.
     """
     entries = plan(suite, out=out, reports=reports, only=only)
     place = Place(Path(out).resolve(), Path(data).resolve() if data is not None else None)
     todo, way = to_rerun(entries, rerun), Engine(engine, fuse)
     way.check()
-    check_engines(entries, todo, way)
+    check_engines(entries, todo, way, place.out)
     return run_entries(
         todo,
         place,

@@ -38,8 +38,9 @@ def parser_of(act: Mapping[str, Verb]) -> argparse.ArgumentParser:
             sub.add_argument(
                 "--engine",
                 default="single",
-                choices=("single", "fused", "mixed"),
-                help="train each cell alone, or those that differ only in their loss as one (default: single)",
+                choices=("single", "compiled", "fused", "mixed"),
+                help="train each cell alone, with a compiled network, or those that differ only in their loss as one "
+                "(default: single)",
             )
             sub.add_argument(
                 "--fuse", type=int, metavar="K", help="fuse at most K cells (default: all, as memory goes)"

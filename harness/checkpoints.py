@@ -1,18 +1,23 @@
-"""Checkpoints that know their own digest: what was cut or flipped on its way is never continued from."""
+"""Checkpoints that know their own digest: what was cut or flipped on its way is never continued from.
+
+Their last line names the engine besides, so that a plan can tell it without torch (`engine_of_checkpoint`).
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-
 from harness.errors import BenchError
 
-_MARK = b"\nbench checkpoint sha256 "
-_LENGTH = len(_MARK) + 64
+NAME = "checkpoint.pt"
+
+_MARK, _DIGEST = b"\nbench checkpoint ", b" sha256 "
+_WORD = 8  # the engine, filled up with spaces
+_LENGTH = len(_MARK) + _WORD + len(_DIGEST) + 64
 
 
 class UnusableCheckpoint(BenchError):
@@ -42,6 +47,8 @@ def save(content: Any, stream: IO[bytes]) -> str:
     Raises:
         OSError: The disk is full, for example; torch would say "unexpected pos 30 vs 0".
     """
+    import torch
+
     hashing = _Hashing(stream)
     try:
         torch.save(content, hashing)  # type: ignore[arg-type]  # it needs nothing of a stream but `write`
@@ -53,8 +60,37 @@ def save(content: Any, stream: IO[bytes]) -> str:
 
 
 def write_checkpoint(content: dict[str, Any], stream: IO[bytes]) -> None:
-    """Write a checkpoint: torch's file, then 64 digits of its SHA-256."""
-    stream.write(_MARK + save(content, stream).encode())
+    """Write a checkpoint: torch's file, then the engine and 64 digits, the SHA-256 of both.
+
+    Args:
+        content: What to keep; its `engine` says how the training was begun.
+        stream: The file.
+    """
+    about = content.get("engine", {})
+    word = ("either" if "engine_note" in about else str(about.get("engine", "single"))).encode().ljust(_WORD)
+    stream.write(_last_line(word, save(content, stream)))
+
+
+def engine_of_checkpoint(path: Path) -> str | None:
+    """How the training of a checkpoint was begun; None where there is none, or its network leaves no choice.
+
+    Raises:
+        OSError: The system refuses to read it.
+    """
+    try:
+        with path.open("rb") as stream:
+            stream.seek(-_LENGTH, io.SEEK_END)
+            line = stream.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # shorter than its last line
+            return None
+        raise
+    if not line.startswith(_MARK):
+        return None  # damaged: the training starts anew
+    word = line[len(_MARK) :][:_WORD].decode("ascii", "replace").strip()
+    return None if word == "either" else word
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -64,12 +100,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         UnusableCheckpoint: It is damaged, or of a version of bench or of torch that wrote others.
         OSError: The system refuses to read it, which says nothing of its content.
     """
+    import torch
+
     data = path.read_bytes()
     end = len(data) - _LENGTH
-    if end < 0 or data[end:] != _MARK + hashlib.sha256(memoryview(data)[:end]).hexdigest().encode():
+    word = data[max(0, end) + len(_MARK) :][:_WORD]
+    if end < 0 or data[end:] != _last_line(word, hashlib.sha256(memoryview(data)[:end]).hexdigest()):
         raise UnusableCheckpoint(f"{path}: damaged checkpoint (its SHA-256 is not the one it was written with).")
     try:
         content: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds
         raise UnusableCheckpoint(f"{path}: damaged checkpoint ({type(error).__name__}).") from None
     return content
+
+
+def _last_line(word: bytes, digest: str) -> bytes:
+    return _MARK + word + _DIGEST + hashlib.sha256(word + digest.encode()).hexdigest().encode()

@@ -77,9 +77,10 @@ def _run(args: argparse.Namespace) -> int:
     planned = _load(args)
     todo: dict[str, Entry] = {}
     started: dict[str, int] = {}
+    place = Place(_outs(args)[0].resolve(), args.data.resolve() if args.data else None)
     for suite, entries in planned:
         chosen = to_rerun(entries, args.rerun)
-        check_engines(entries, chosen, engine)
+        check_engines(entries, chosen, engine, place.out)
         started[suite.name] = len(chosen)
         todo |= {e.cell.eval_id: e for e in chosen}
         console.print(
@@ -87,7 +88,6 @@ def _run(args: argparse.Namespace) -> int:
             f"{in_words(chosen)}",
             highlight=False,
         )
-    place = Place(_outs(args)[0].resolve(), args.data.resolve() if args.data else None)
     if args.tensorboard:
         from harness.tensorboard import followed, require_tensorboard
 

@@ -1,7 +1,7 @@
-"""How the cells of a run are trained: each alone, or those that differ only in their loss as one. No torch.
+"""How the cells of a run are trained: each alone, with its network compiled or not, or several as one. No torch.
 
-Both ways are the same computation in another order of rounding (see `harness.fused`), after which trainings part as
-they do between machines. One comparison is therefore trained one way, unless the user says otherwise.
+All are the same computation in another order of rounding (see `harness.fused`, `harness.compiled`), after which
+trainings part as they do between machines. One comparison is therefore trained one way, unless the user says otherwise.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from harness.cell import Cell
+from harness.checkpoints import NAME, engine_of_checkpoint
 from harness.errors import BenchError
 from harness.plan import Entry
 from harness.records import RunRecord
 
-ENGINES = ("single", "fused", "mixed")
+ENGINES = ("single", "compiled", "fused", "mixed")
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Engine:
     """What `bench run --engine` and `--fuse` say.
 
     Attributes:
-        name: "single", "fused", or "mixed": fused, beside records of either.
+        name: "single"; "compiled": alone, with a compiled network; "fused": those that differ only in their loss as
+            one; "mixed": fused, beside records of any.
         fuse: At most so many cells in a group; None for as many as there are.
     """
 
@@ -40,12 +43,17 @@ class Engine:
             raise BenchError(f"--engine {self.name}: expected one of {', '.join(ENGINES)}.")
         if self.fuse is not None and self.fuse < 1:
             raise BenchError(f"--fuse {self.fuse}: expected at least 1.")
-        if self.fuse is not None and self.name == "single":
+        if self.fuse is not None and not self.groups:
             raise BenchError("--fuse: is for --engine fused and --engine mixed.")
 
+    @property
+    def groups(self) -> bool:
+        """Whether cells train together."""
+        return self.name in ("fused", "mixed")
+
     def jobs(self, cells: Iterable[Cell]) -> list[list[Cell]]:
-        """The cells in the groups that train together, of one cell each for the engine single."""
-        if self.name == "single":
+        """The cells in the groups that train together, of one cell each where each trains alone."""
+        if not self.groups:
             return [[cell] for cell in cells]
         groups: dict[object, list[list[Cell]]] = {}
         jobs: list[list[Cell]] = []
@@ -72,37 +80,46 @@ def engine_of(record: RunRecord | None) -> str | None:
     return str(record.environment.get("engine", "single"))  # before there were two, there was no word
 
 
-def check_engines(entries: Iterable[Entry], todo: Iterable[Entry], engine: Engine) -> None:
-    """See that no comparison comes to hold cells of both engines.
+def check_engines(entries: Iterable[Entry], todo: Iterable[Entry], engine: Engine, out: Path) -> None:
+    """See that no comparison comes to hold cells of two engines.
 
     Args:
         entries: All cells of a suite.
         todo: Those that are to run.
         engine: What they are to run with.
+        out: Folder of results, where checkpoints tell how unfinished cells were begun.
 
     Raises:
-        BenchError: Cells of a model on a data set have records of the other engine, and others of it are to run.
+        BenchError: Cells of a model on a data set have records or checkpoints of another engine, and others of it are
+            to run.
     """
     if engine.name == "mixed":
         return
-    running = {e.cell.eval_id for e in todo}
-    touched = {_comparison(e.cell) for e in entries if e.cell.eval_id in running and not e.cell.skip}
-    other = Counter(
-        (_comparison(e.cell), found)
-        for e in entries
-        if e.cell.eval_id not in running and (found := engine_of(e.record)) is not None and found != engine.name
-    )
-    for ((dataset, model), found), count in other.items():
+    running = {e.cell.eval_id: e for e in todo if not e.cell.skip}
+    touched = {_comparison(e.cell) for e in running.values()}
+    other: Counter[tuple[tuple[str, str], str, str]] = Counter()
+    for entry in entries:
+        cell = entry.cell
+        if cell.eval_id not in running:
+            found, what = engine_of(entry.record), "trained"
+        elif entry.todo:
+            found, what = engine_of_checkpoint(cell.folder(out) / NAME), "begun"
+        else:
+            continue  # made anew
+        if found is not None and found != engine.name:
+            other[_comparison(cell), found, what] += 1
+    for ((dataset, model), found, what), count in other.items():
         if (dataset, model) in touched:
+            anew = "train all of it again with --rerun all" if what == "trained" else "remove their checkpoint.pt"
             raise BenchError(
-                f"--engine {engine.name}: {count} of the cells of {model} on {dataset} were trained with "
-                f"--engine {found}, and a comparison is trained one way; run it with --engine {found}, train all of it "
-                "again with --rerun all, or accept both with --engine mixed."
+                f"--engine {engine.name}: {count} of the cells of {model} on {dataset} were {what} with "
+                f"--engine {found}, and a comparison is trained one way; run it with --engine {found}, {anew}, or "
+                "accept both with --engine mixed."
             )
 
 
 def engine_notes(entries: Sequence[Entry]) -> list[str]:
-    """Sentences for a report on how its cells were trained; none where each was trained alone."""
+    """Sentences for a report on how its cells were trained; none where each was trained alone and as it is."""
     found: dict[tuple[str, str], Counter[str]] = {}
     sizes: Counter[int] = Counter()
     alone: dict[tuple[str, str], str] = {}
@@ -116,8 +133,8 @@ def engine_notes(entries: Sequence[Entry]) -> list[str]:
         elif "engine_note" in environment:
             alone[entry.cell.model_label, str(environment["engine_note"])] = str(environment["engine_note"])
     notes = [
-        f"MIXED ENGINES: of {model} on {dataset}, {kinds['fused']} cells were trained fused and {kinds['single']} "
-        "alone; their scores differ by rounding besides, and their times cannot be compared."
+        f"MIXED ENGINES: of {model} on {dataset}, {_counted(kinds)}; their scores differ by rounding besides, and "
+        "their times cannot be compared."
         for (dataset, model), kinds in sorted(found.items())
         if len(kinds) > 1
     ]
@@ -127,8 +144,19 @@ def engine_notes(entries: Sequence[Entry]) -> list[str]:
             f"Cells trained fused (--engine fused): {groups}. The time of training and the step "
             "of such a cell are its share of the group's, and the memory is the group's: they tell nothing of one loss."
         )
-    notes += [f"{model} was trained alone in a fused run: {reason}." for (model, reason) in sorted(alone)]
+    if compiled := sum(kinds["compiled"] for kinds in found.values()):
+        notes.append(
+            f"Cells trained with a compiled network (--engine compiled): {compiled}. The time of a step is without "
+            "that of compiling."
+        )
+    notes += [f"{model} was trained alone and as it is: {reason}." for (model, reason) in sorted(alone)]
     return notes
+
+
+def _counted(kinds: Counter[str]) -> str:
+    words = {"single": "alone", "compiled": "compiled", "fused": "fused"}
+    parts = [f"{kinds[k]} cells were trained {word}" for k, word in words.items() if kinds[k]]
+    return " and ".join(parts)
 
 
 def _alike(cell: Cell) -> object:

@@ -18,6 +18,7 @@ import gc
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ def train(trainers: Sequence[Trainer], log: Log = lambda trainer, text: None) ->
         members = queue.popleft()
         if _alone(members[0]):
             for trainer in members:
-                yield trainer, _ending(trainer.run)
+                yield trainer, _ending(partial(train_one, trainer, log=log))
             continue
         group = Group(members)
         ended = _ending(group.run)
@@ -89,15 +90,27 @@ def train(trainers: Sequence[Trainer], log: Log = lambda trainer, text: None) ->
                 yield trainer, group.failed.get(trainer)
 
 
-def train_one(trainer: Trainer) -> None:
-    """Train a cell the way it was begun: alone, unless its checkpoint is of a fused training."""
+def train_one(trainer: Trainer, engine: str = "single", log: Log = lambda trainer, text: None) -> None:
+    """Train a cell of its own: the way it was begun, or where it was not begun as `engine` says.
+
+    Args:
+        trainer: The cell.
+        engine: "single" or "compiled".
+        log: As in `train`.
+    """
     trainer.begin()
-    if trainer.engine["engine"] == "single":
+    begun = trainer.progress.step > 0 or "engine_note" in trainer.engine
+    way = trainer.engine["engine"] if begun else engine
+    if way == "single":
         trainer.run()
-        return
-    for _, error in train([trainer]):
-        if error is not None:
-            raise error
+    elif way == "compiled":
+        from harness.compiled import train_compiled
+
+        train_compiled(trainer, lambda text: log(trainer, text))
+    else:
+        for _, error in train([trainer]):
+            if error is not None:
+                raise error
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -127,7 +140,8 @@ def _groups(trainers: Sequence[Trainer]) -> list[list[Trainer]]:
 
 def _alone(trainer: Trainer) -> bool:
     """Whether a cell trains alone: its network cannot be fused, or it was begun so."""
-    return trainer.engine["engine"] == "single" and ("engine_note" in trainer.engine or trainer.progress.step > 0)
+    begun = "engine_note" in trainer.engine or trainer.progress.step > 0
+    return begun and trainer.engine["engine"] != "fused"
 
 
 class Group:
@@ -332,7 +346,7 @@ class Group:
         def one(weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
             output: Output = functional_call(network, (weights, own), (image,))
             self._classify = output.classify
-            return _fields(output)
+            return tensors_of(output)
 
         found: dict[str, Tensor] = vmap(one, randomness="same")(self._weights, dict(buffers))
         return found
@@ -380,7 +394,7 @@ def _own_logits(network: nn.Module, image: Tensor, buffers: Mapping[str, Tensor]
     return output.logits
 
 
-def _fields(output: Output) -> dict[str, Tensor]:
+def tensors_of(output: Output) -> dict[str, Tensor]:
     """The tensors of an output by name; `aux.0`, `aux.1` of a list."""
     found: dict[str, Tensor] = {}
     for field in fields(output):

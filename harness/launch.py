@@ -54,7 +54,7 @@ def run_entries(
         detach: As in `run`.
         per_device: As in `run`.
         known: Records of finished cells, to tell time and memory of these.
-        engine: Whether cells that differ only in their loss are trained as one.
+        engine: How cells are trained; each alone by default.
 
     Raises:
         BenchError: As in `run`, or the device is not there.
@@ -68,7 +68,7 @@ def run_entries(
     engine.check()
     backend = _elsewhere(on, cluster, detach)
     if backend is not None and engine.name != "single":
-        raise BenchError(f"--engine {engine.name}: cells are fused on this machine only; leave out --on {on}.")
+        raise BenchError(f"--engine {engine.name}: cells are trained so on this machine only; leave out --on {on}.")
     if not todo:
         return []
     if console is None:

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -62,12 +63,14 @@ class Pool:
         place: Results folder and data root; its device is not looked at.
         devices: The device of each process.
         run: What a process runs a cell with; by default `harness.worker.run_cell`.
+        engine: How that trains a cell alone: "single" or "compiled".
         slots: The processes that were started, by their index in `devices`.
     """
 
     place: Place
     devices: Sequence[str]
     run: Run | None = None
+    engine: str = "single"
     slots: dict[int, Worker] = field(default_factory=dict)
 
     def seat(self, slot: int) -> Place:
@@ -79,7 +82,7 @@ class Pool:
         """Start a worker in a slot, replacing a dead one."""
         context = mp.get_context("spawn")
         ours, theirs = context.Pipe()
-        args = (theirs, self.seat(slot), self.run)
+        args = (theirs, self.seat(slot), self.run, self.engine)
         process = context.Process(target=_serve, args=args, daemon=True, name=f"bench-{slot}")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS deterministic; before CUDA
         with one_thread(), deaf_to_ctrl_c():
@@ -106,11 +109,11 @@ class Pool:
                     _end_now(worker)
 
 
-def _serve(connection: Connection, place: Place, run: Run | None) -> None:
+def _serve(connection: Connection, place: Place, run: Run | None, engine: str) -> None:
     """What a worker process starts with; torch is imported there and not here."""
     from harness.worker import run_cell, worker_main
 
-    worker_main(connection, place, run or run_cell)
+    worker_main(connection, place, run or partial(run_cell, engine=engine))
 
 
 def run_cells(
@@ -135,7 +138,7 @@ def run_cells(
         estimates: What finished cells tell of the time of these.
         run: What a process runs a cell with instead of `harness.worker.run_cell`; for measurements and tests.
         follow: Cells that join the queue while others end.
-        engine: Whether cells that differ only in their loss are trained as one; each alone by default.
+        engine: How cells are trained; each alone by default.
 
     Returns:
         The records of all cells that were started.
@@ -149,7 +152,7 @@ def run_cells(
     estimates = estimates or Estimates(())
     follow = follow or Follow(lambda cell, record: ())
     fresh = {e.cell.eval_id for e in entries if not e.todo} | follow.fresh  # finished ones that were asked for again
-    pool = Pool(place, [*devices[: max(1, len(jobs) + follow.total)]], run)
+    pool = Pool(place, [*devices[: max(1, len(jobs) + follow.total)]], run, engine.name)
     records: list[RunRecord] = []
     clean = False
     known = [estimates.weight(c) for c in (*cells, *follow.later)]
@@ -271,7 +274,7 @@ def _dispatch(
                         join(one, record)
                         yield record
                     continue
-                _begin(pool, slot, job, fresh, alone=engine.name == "single")
+                _begin(pool, slot, job, fresh, alone=not engine.groups)
                 progress.started(slot, _title(job), weight_of(cell))
                 busy[slot], held[slot] = cell, queue.group(cell)
         for slot, record in _collect(pool, progress):

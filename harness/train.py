@@ -193,6 +193,7 @@ class Trainer:
         factors = learning_factors(self.model, cell.model.get("init"))
         self.optimizer = make_optimizer(train["optimizer"], self.trained, self.loss, factors)
         self.schedule = Schedule(train["schedule"], self.steps)
+        self.forward: Callable[[Tensor], Output] = self.model  # or a compiled pass of it, see `harness.compiled`
         self.parameters = [p for p in self.trained.parameters() if p.requires_grad]
         self.targets = Stopwatch(self.device)
         self.progress = Progress()
@@ -257,7 +258,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         for number, part in enumerate(batch.parts(self.accumulate)):
             with self.precision():
-                output = self.model(part.image.contiguous(memory_format=self.layout))
+                output = self.forward(part.image.contiguous(memory_format=self.layout))
             self.learn(output, part, number, found)
         self.update(found)
 

@@ -54,17 +54,19 @@ def run_cell(
     report: Report = lambda done, total, loss: None,
     stop: Callable[[], bool] = lambda: False,
     fresh: bool = False,
+    engine: str = "single",
 ) -> RunRecord:
     """Train and evaluate one cell: the unit of everything.
 
     Never raises for what a cell can do wrong: the record says it. A finished cell is returned as it is, an unfinished
-    one continues from its checkpoint; `fresh` forgets what is there, when the cell's turn has come. For a cell that
-    another process runs, on this host or another, the answer is a record of which `claims.is_held` is true.
+    one continues from its checkpoint, the way it was begun; `fresh` forgets what is there, when the cell's turn has
+    come. One that was not begun trains as `engine` says: "single" or "compiled". For a cell that another process runs,
+    on this host or another, the answer is a record of which `claims.is_held` is true.
     """
     course = _course(cell, place, cases or Cases(place), report, stop, fresh)
     ended: Exception | None = None
     try:
-        train_one(next(course))
+        train_one(next(course), engine, lambda _, text: log(cell.folder(place.out), text))
     except StopIteration as done:
         record: RunRecord = done.value
         return record
@@ -422,7 +424,7 @@ def _where(error: BaseException) -> str:
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "no place"
 
 
-def worker_main(connection: Connection, place: Place, run: Callable[..., RunRecord] = run_cell) -> None:
+def worker_main(connection: Connection, place: Place, run: Callable[..., RunRecord]) -> None:
     """Serve one parent: prepare cases and run cells until told to stop, or until the parent is gone."""
     stopping = False
 

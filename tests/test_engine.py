@@ -9,6 +9,7 @@ import pytest
 
 from harness.api import load_suite, plan, run
 from harness.cell import Cell, Place
+from harness.checkpoints import write_checkpoint
 from harness.engine import Engine, check_engines, engine_notes
 from harness.errors import BenchError
 from harness.order import Queue
@@ -63,33 +64,65 @@ def test_a_group_waits_for_the_trainings_of_all_its_cells(cells: list[Cell]) -> 
 
 @pytest.mark.parametrize(
     ("name", "fuse", "words"),
-    [("both", None, "single, fused, mixed"), ("fused", 0, "at least 1"), ("single", 3, "--fuse")],
+    [
+        ("both", None, "single, compiled, fused, mixed"),
+        ("fused", 0, "at least 1"),
+        ("single", 3, "--fuse"),
+        ("compiled", 3, "--fuse"),
+    ],
 )
 def test_mistakes_are_named(name: str, fuse: int | None, words: str) -> None:
     with pytest.raises(BenchError, match=words):
         Engine(name, fuse).check()
 
 
-def test_records_of_the_other_engine_are_refused(cells: list[Cell]) -> None:
+def test_records_of_another_engine_are_refused(cells: list[Cell], tmp_path: Path) -> None:
     unet, other = [c for c in cells if c.model_label == cells[0].model_label], cells[-1]
     old = _made(unet[0])  # from before there was a word for it
     todo = [Entry(c, "missing") for c in unet[1:]]
-    check_engines([old, *todo], todo, Engine())
-    check_engines([old, *todo], todo, Engine("mixed"))
+    check_engines([old, *todo], todo, Engine(), tmp_path)
+    check_engines([old, *todo], todo, Engine("mixed"), tmp_path)
     with pytest.raises(
         BenchError, match=r"--engine fused: 1 of the cells of .* trained with --engine single.*--engine mixed"
     ):
-        check_engines([old, *todo], todo, Engine("fused"))
+        check_engines([old, *todo], todo, Engine("fused"), tmp_path)
     fused = _made(unet[0], engine="fused", fused_cells=3)
-    check_engines([fused, *todo], todo, Engine("fused"))
+    check_engines([fused, *todo], todo, Engine("fused"), tmp_path)
     with pytest.raises(BenchError, match="trained with --engine fused"):
-        check_engines([fused, *todo], todo, Engine())
-    check_engines([fused, *todo], [], Engine())  # nothing is to run
-    check_engines([fused, Entry(other, "missing")], [Entry(other, "missing")], Engine())  # of another model
-    check_engines([fused, *todo], [fused, *todo], Engine())  # all of it again
+        check_engines([fused, *todo], todo, Engine(), tmp_path)
+    check_engines([fused, *todo], [], Engine(), tmp_path)  # nothing is to run
+    check_engines([fused, Entry(other, "missing")], [Entry(other, "missing")], Engine(), tmp_path)  # of another model
+    check_engines([fused, *todo], [fused, *todo], Engine(), tmp_path)  # all of it again
     alone = _made(unet[0], engine="single", engine_note="its network cannot")
-    check_engines([alone, *todo], todo, Engine("fused"))
-    check_engines([_made(unet[0], "error"), *todo], todo, Engine("fused"))
+    check_engines([alone, *todo], todo, Engine("fused"), tmp_path)
+    check_engines([_made(unet[0], "error"), *todo], todo, Engine("fused"), tmp_path)
+
+
+def test_checkpoints_of_another_engine_are_refused(cells: list[Cell], tmp_path: Path) -> None:
+    todo = [Entry(c, "missing") for c in cells if c.model_label == cells[0].model_label]
+    path = todo[0].cell.folder(tmp_path) / "checkpoint.pt"
+    path.parent.mkdir(parents=True)
+
+    def begun(**engine: object) -> None:
+        with path.open("wb") as stream:
+            write_checkpoint({"engine": engine}, stream)
+
+    for name in ("single", "compiled", "fused"):
+        begun(engine=name)
+        for asked in ("single", "compiled", "fused"):
+            if asked == name:
+                check_engines(todo, todo, Engine(asked), tmp_path)
+                continue
+            with pytest.raises(BenchError, match=rf"--engine {asked}: 1 of the cells of .* begun with --engine {name}"):
+                check_engines(todo, todo, Engine(asked), tmp_path)
+        check_engines(todo, todo, Engine("mixed"), tmp_path)
+        again = [Entry(e.cell, "ok") for e in todo]
+        check_engines(again, again, Engine("single"), tmp_path)  # made anew
+    begun(engine="single", engine_note="its network cannot")
+    check_engines(todo, todo, Engine("fused"), tmp_path)
+    for damaged in (b"", b"short", path.read_bytes()[:-1]):
+        path.write_bytes(damaged)
+        check_engines(todo, todo, Engine("fused"), tmp_path)
 
 
 def test_the_report_says_how_cells_were_trained(cells: list[Cell]) -> None:
@@ -100,7 +133,7 @@ def test_the_report_says_how_cells_were_trained(cells: list[Cell]) -> None:
     assert notes[0].startswith("MIXED ENGINES") == (len(same) == 1)
     assert "Cells trained fused (--engine fused): 1 in groups of 2" in notes[-1]
     (note,) = engine_notes([_made(one, engine="single", engine_note="it reads numbers")])
-    assert "trained alone in a fused run: it reads numbers" in note
+    assert "trained alone and as it is: it reads numbers" in note
 
 
 def test_a_group_makes_the_records_of_its_cells(cells: list[Cell], tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,119 +13,36 @@ from torch import Tensor, nn
 from harness.cell import Cell
 from harness.data.augment import Batch
 from harness.data.batches import TrainSet
-from harness.data.prepare import Prepared
 from harness.errors import BenchError
 from harness.fused import Group, train, train_one
-from harness.losses import LOSSES
-from harness.losses.build import build_loss
 from harness.losses.compound import Sum
-from harness.models import MODELS, PROVIDES
-from harness.models.build import build_model, digest
+from harness.models import PROVIDES
+from harness.models.build import digest
 from harness.models.output import Output
-from harness.resolve import load
-from harness.suite import load_suite
 from harness.train import Hooks, Stopped, Trainer
-
-SUITE = """\
-suite: toy
-data: {{manifest: phantom, split: default, {view}}}
-models: [unet: {{width: 2, depth: 2}}]
-losses: [dice]
-train: {{epochs: 3, steps: 4, batch: 2, optimizer: {{sgd: {{lr: 1e-2, momentum: 0.9}}}}, {train}}}
-"""
-FLAT, DEEP = "slices: {size: [32, 32]}", "patches: {size: [16, 16, 16], foreground: 0.5}"
-CLASSES = 3
-TOKENS = {"hidden": 16, "layers": 2, "heads": 2, "mlp": 32}
-SMALL: dict[str, dict[str, Any]] = {
-    "unet": {"width": 4, "depth": 3},
-    "transunet": {"width": 4, "blocks": [1, 1, 1], "decoder": [16, 8, 8, 4], "dropout": 0.0, **TOKENS},
-    "shape_prior": {"width": 4, "depth": 3, "layers": 1, "heads": 2, "shapes": 4, "latent": 8},
-    "jadon_unet": {"width": 4},
-    "attention_unet": {"width": 4, "depth": 3},
-    "nnunet": {"width": 4},
-    "segresnet": {"width": 8, "blocks_down": [1, 1], "blocks_up": [1]},
-    "unetr": {"width": 4, "hidden_size": 24, "mlp_dim": 32, "num_heads": 2},
-    "swin_unetr": {"width": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 2], "window_size": 2},
-}
-
-
-def _cell(folder: Path, view: str = FLAT, train: str = "schedule: poly") -> Cell:
-    (folder / "toy.yaml").write_text(SUITE.format(view=view, train=train))
-    return load_suite(folder / "toy.yaml").cells[0]
+from tests.small_networks import (
+    CLASSES,
+    DEEP,
+    FLAT,
+    SMALL,
+    doubled,
+    far,
+    loss_of,
+    model_of,
+    toy_cell,
+    trainer_of,
+    weights_of,
+)
 
 
 def _best(cell: Cell) -> Cell:
     return replace(cell, train=cell.train | {"select": "best:dice@val"})
 
 
-def _case(side: int, dims: int = 2) -> Prepared:
-    generator = torch.Generator().manual_seed(0)
-    size = (6, side, side) if dims == 2 else (20, side, side)
-    label = torch.zeros(size, dtype=torch.uint8)
-    label[2:, side // 5 : side // 2, side // 4 : side // 2], label[:, side // 2 :, side // 3 :] = 1, 2
-    image = label.float() + 0.2 * torch.randn(size, generator=generator)
-    image = image[:, None] if dims == 2 else image[None]
-    return Prepared("c", image.numpy(), label.numpy(), label.numpy(), (1.0,) * dims, None, (), ())
-
-
-def _loss(name: str) -> nn.Module:
-    cls = load(LOSSES[name])
-    spec = {"name": name, "class": LOSSES[name], "args": {}, "version": cls.version}
-    return build_loss(spec, {"num_classes": CLASSES, "spatial_dims": 2, "class_counts": [5, 3, 2]})
-
-
-def _model(name: str, side: int, dims: int = 2, **args: Any) -> nn.Module:
-    torch.manual_seed(1)
-    return build_model(
-        MODELS.get(name, name),
-        SMALL.get(name, {}) | args,
-        in_channels=1,
-        num_classes=CLASSES,
-        spatial_dims=dims,
-        size=[side] * dims,
-    )
-
-
-def _trainer(cell: Cell, loss: nn.Module, model: nn.Module | None = None, side: int = 32, **kwargs: Any) -> Trainer:
-    dims = 2 if "slices" in cell.data["view"] else 3
-    data = TrainSet([_case(side, dims)], cell.data["view"], cell.train["augment"], torch.device("cpu"))
-    torch.manual_seed(2)
-    return Trainer(cell, model or _model("unet", side, dims), loss, data, CLASSES, torch.device("cpu"), **kwargs)
-
-
-def _far(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
-    """The distance of two lists of tensors over the length of the second."""
-    pairs = list(zip(first, second, strict=True))
-    return float(sum((a - b).square().sum() for a, b in pairs) ** 0.5 / sum(b.square().sum() for _, b in pairs) ** 0.5)
-
-
-def _weights(trainer: Trainer) -> list[Tensor]:
-    found = [*trainer.trained.state_dict().values(), *trainer.loss.state_dict().values()]
-    return [v.detach().double().clone() for v in found]
-
-
-class Doubles:
-    """The batches in double precision, in which no rounding turns a rectifier on or off."""
-
-    def __init__(self, data: TrainSet) -> None:
-        self._data, self.samples = data, data.samples
-
-    def batch(self, step: int, size: int, base: dict[str, Any]) -> Batch:
-        batch = self._data.batch(step, size, base)
-        return replace(batch, image=batch.image.double())
-
-
-def _doubled(trainer: Trainer) -> Trainer:
-    trainer.trained.double()
-    trainer.loss.double()
-    trainer.data = Doubles(trainer.data)  # type: ignore[assignment]
-    return trainer
-
-
 @pytest.mark.parametrize("name", SMALL)
 def test_one_step_has_the_gradients_of_every_cell_alone(name: str, tmp_path: Path, monkeypatch) -> None:
     side = 64 if name == "swin_unetr" else 32
-    cell = _cell(tmp_path, f"slices: {{size: [{side}, {side}]}}")
+    cell = toy_cell(tmp_path, f"slices: {{size: [{side}, {side}]}}")
     offered = PROVIDES.get(name, frozenset())
     kinds = [["ce", "lovasz", "t_loss", "conditional_boundary", "distance_head"]]
     kinds += [[n, n] for n, need in (("attention", "attention"), ("shape_alignment", "token_maps")) if need in offered]
@@ -138,7 +54,9 @@ def test_one_step_has_the_gradients_of_every_cell_alone(name: str, tmp_path: Pat
         seen[id(self)].append(terms["loss"].detach())
 
     monkeypatch.setattr(Trainer, "update", keep)
-    built = [[[_doubled(_trainer(cell, _loss(n), _model(name, side), side)) for n in k] for _ in "ab"] for k in kinds]
+    built = [
+        [[doubled(trainer_of(cell, loss_of(n), model_of(name, side), side)) for n in k] for _ in "ab"] for k in kinds
+    ]
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # which losses and heads call
     for mine, pair in zip(kinds, built, strict=True):
         group = Group(pair[0])
@@ -147,7 +65,7 @@ def test_one_step_has_the_gradients_of_every_cell_alone(name: str, tmp_path: Pat
         assert not group.failed, group.failed
         for loss, together, alone in zip(mine, *pair, strict=True):
             alone.step()
-            assert _far(seen[id(together)], seen[id(alone)]) < 1e-5, loss
+            assert far(seen[id(together)], seen[id(alone)]) < 1e-5, loss
             buffers = zip(together.model.buffers(), alone.model.buffers(), strict=True)
             assert all(torch.allclose(a, b, rtol=1e-6) for a, b in buffers), loss
 
@@ -164,7 +82,7 @@ def test_one_step_has_the_gradients_of_every_cell_alone(name: str, tmp_path: Pat
 def test_weights_after_a_training_are_those_of_the_cells_alone(
     name: str, view: str, train_: str, tmp_path: Path
 ) -> None:
-    cell = _cell(tmp_path, view, train_)
+    cell = toy_cell(tmp_path, view, train_)
     dims, args = (2, {}) if view is FLAT else (3, {"min_edge": 2, "width": 2})
     if name.startswith("monai"):
         args = {"channels": [4, 8], "strides": [2], "num_res_units": 1}
@@ -173,13 +91,13 @@ def test_weights_after_a_training_are_those_of_the_cells_alone(
     pair = []
     for _ in range(2):
         size = 32 if dims == 2 else 16
-        pair.append([_trainer(cell, _loss(n), _model(name, size, dims, **args), side) for n in kinds])
+        pair.append([trainer_of(cell, loss_of(n), model_of(name, size, dims, **args), side) for n in kinds])
     found = dict(train(pair[0]))
     assert set(found.values()) == {None}
     for loss, together, alone in zip(kinds, *pair, strict=True):
         alone.run()
         assert together.engine == {"engine": "fused", "fused_cells": len(kinds)} and alone.engine["engine"] == "single"
-        assert _far(_weights(together), _weights(alone)) < 1e-4, loss
+        assert far(weights_of(together), weights_of(alone)) < 1e-4, loss
         assert [r["lr"] for r in together.progress.curve] == [r["lr"] for r in alone.progress.curve]
         assert together.progress.fingerprints == alone.progress.fingerprints
         values = [[r["loss"] for r in t.progress.curve] for t in (together, alone)]
@@ -187,26 +105,28 @@ def test_weights_after_a_training_are_those_of_the_cells_alone(
 
 
 def test_low_precision_trains(tmp_path: Path) -> None:
-    cell = _cell(tmp_path, train="precision: bf16")
-    pair = [[_trainer(cell, _loss(n)) for n in ("ce", "distance_head")] for _ in range(2)]
+    cell = toy_cell(tmp_path, train="precision: bf16")
+    pair = [[trainer_of(cell, loss_of(n)) for n in ("ce", "distance_head")] for _ in range(2)]
     assert set(dict(train(pair[0])).values()) == {None}
     for together, alone in zip(*pair, strict=True):
         alone.run()
-        assert _far(_weights(together), _weights(alone)) < 1e-2
+        assert far(weights_of(together), weights_of(alone)) < 1e-2
 
 
 def test_dropout_has_one_mask_for_all(tmp_path: Path) -> None:
-    cell = _cell(tmp_path, "slices: {size: [32, 32]}")
-    trainers = [_trainer(cell, _loss("ce"), _model("transunet", 32, dropout=0.5)) for _ in range(2)]
+    cell = toy_cell(tmp_path, "slices: {size: [32, 32]}")
+    trainers = [trainer_of(cell, loss_of("ce"), model_of("transunet", 32, dropout=0.5)) for _ in range(2)]
     assert set(dict(train(trainers)).values()) == {None}
     assert digest(trainers[0].model) == digest(trainers[1].model)
 
 
 def test_a_cell_that_must_stop_alone_leaves_the_others(tmp_path: Path) -> None:
     """As one does whose lease another process took."""
-    cell = _cell(tmp_path)
-    lost = _trainer(cell, _loss("dice"), hooks=Hooks(stop=lambda: lost.progress.step >= 5), checkpoint=tmp_path / "d")
-    others = [_trainer(cell, _loss(n)) for n in ("ce", "focal")]
+    cell = toy_cell(tmp_path)
+    lost = trainer_of(
+        cell, loss_of("dice"), hooks=Hooks(stop=lambda: lost.progress.step >= 5), checkpoint=tmp_path / "d"
+    )
+    others = [trainer_of(cell, loss_of(n)) for n in ("ce", "focal")]
     ended = dict(train([others[0], lost, others[1]]))
     assert isinstance(ended[lost], Stopped) and lost.progress.step == 5 and (tmp_path / "d").exists()
     assert [ended[t] for t in others] == [None, None] and {t.progress.step for t in others} == {12}
@@ -217,7 +137,7 @@ class Bad(nn.Module):
 
     def __init__(self, how: str, step: int) -> None:
         super().__init__()
-        self.inner, self.how, self.at, self.calls = _loss("dice"), how, step, 0
+        self.inner, self.how, self.at, self.calls = loss_of("dice"), how, step, 0
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         self.calls += 1
@@ -237,10 +157,10 @@ class Bad(nn.Module):
 
 @pytest.mark.parametrize("how", ["raises", "backward", "nan"])
 def test_what_happens_in_one_cell_stays_there(how: str, tmp_path: Path) -> None:
-    cell = _cell(tmp_path)
+    cell = toy_cell(tmp_path)
 
     def others(bad: str) -> tuple[list[Trainer], dict[Trainer, Any]]:
-        trainers = [_trainer(cell, loss) for loss in (_loss("ce"), Bad(bad, 6), _loss("lovasz"))]
+        trainers = [trainer_of(cell, loss) for loss in (loss_of("ce"), Bad(bad, 6), loss_of("lovasz"))]
         return trainers, dict(train(trainers))
 
     good, ended = others("")
@@ -248,7 +168,7 @@ def test_what_happens_in_one_cell_stays_there(how: str, tmp_path: Path) -> None:
     trainers, ended = others(how)
     for i in (0, 2):
         assert ended[trainers[i]] is None
-        assert _far(_weights(trainers[i]), _weights(good[i])) < 1e-5
+        assert far(weights_of(trainers[i]), weights_of(good[i])) < 1e-5
         assert trainers[i].engine["fused_cells"] == 2, "those that were left"
     if how == "nan":
         assert "epoch 2 of 3" in trainers[1].progress.diverged and trainers[1].progress.step == 8
@@ -257,11 +177,12 @@ def test_what_happens_in_one_cell_stays_there(how: str, tmp_path: Path) -> None:
 
 
 def test_a_gradient_that_is_no_number_reaches_no_bit_of_the_others(tmp_path: Path) -> None:
-    cell = _cell(tmp_path)
+    cell = toy_cell(tmp_path)
     weights = []
     for how in ("", "nan"):
         trainers = [
-            _trainer(cell, loss, _model("shape_prior", 32)) for loss in (_loss("ce"), Bad(how, 1), _loss("dice"))
+            trainer_of(cell, loss, model_of("shape_prior", 32))
+            for loss in (loss_of("ce"), Bad(how, 1), loss_of("dice"))
         ]
         group = Group(trainers)
         group.begin()
@@ -273,7 +194,7 @@ def test_a_gradient_that_is_no_number_reaches_no_bit_of_the_others(tmp_path: Pat
 
 
 def test_killed_and_resumed_bit_for_bit(tmp_path: Path) -> None:
-    cell = _best(_cell(tmp_path, train="schedule: plateau"))
+    cell = _best(toy_cell(tmp_path, train="schedule: plateau"))
     names = ["ce", "t_loss", "distance_head"]
 
     def validate(model: nn.Module) -> dict[str, float]:
@@ -281,8 +202,8 @@ def test_killed_and_resumed_bit_for_bit(tmp_path: Path) -> None:
 
     def trainers(stop: Any = lambda: False, save: bool = True) -> list[Trainer]:
         return [
-            _trainer(
-                cell, _loss(n), hooks=Hooks(stop=stop, validate=validate), checkpoint=tmp_path / n if save else None
+            trainer_of(
+                cell, loss_of(n), hooks=Hooks(stop=stop, validate=validate), checkpoint=tmp_path / n if save else None
             )
             for n in names
         ]
@@ -294,7 +215,7 @@ def test_killed_and_resumed_bit_for_bit(tmp_path: Path) -> None:
     ended = dict(train(first))
     assert all(isinstance(e, Stopped) for e in ended.values()) and len(ended) == 3
     sizes = [(tmp_path / n).stat().st_size for n in names]
-    single = _trainer(cell, _loss("ce"), checkpoint=tmp_path / "single", hooks=Hooks(validate=validate))
+    single = trainer_of(cell, loss_of("ce"), checkpoint=tmp_path / "single", hooks=Hooks(validate=validate))
     single.begin()
     single.step()
     single.keep()
@@ -309,7 +230,7 @@ def test_killed_and_resumed_bit_for_bit(tmp_path: Path) -> None:
 
 
 def test_a_cell_goes_on_as_it_was_begun(tmp_path: Path) -> None:
-    cell = _cell(tmp_path)
+    cell = toy_cell(tmp_path)
 
     def stopped(trainers: list[Trainer]) -> None:
         assert all(isinstance(e, Stopped) for e in dict(train(trainers)).values())
@@ -320,25 +241,25 @@ def test_a_cell_goes_on_as_it_was_begun(tmp_path: Path) -> None:
         steps["n"] += 1
         return steps["n"] > 8
 
-    stopped([_trainer(cell, _loss(n), hooks=Hooks(stop=stop), checkpoint=tmp_path / n) for n in ("ce", "dice")])
-    alone = _trainer(cell, _loss("ce"), checkpoint=tmp_path / "ce")
+    stopped([trainer_of(cell, loss_of(n), hooks=Hooks(stop=stop), checkpoint=tmp_path / n) for n in ("ce", "dice")])
+    alone = trainer_of(cell, loss_of("ce"), checkpoint=tmp_path / "ce")
     train_one(alone)
     assert alone.engine == {"engine": "fused", "fused_cells": 1}
-    single = _trainer(
-        cell, _loss("lovasz"), hooks=Hooks(stop=lambda: single.progress.step > 2), checkpoint=tmp_path / "l"
+    single = trainer_of(
+        cell, loss_of("lovasz"), hooks=Hooks(stop=lambda: single.progress.step > 2), checkpoint=tmp_path / "l"
     )
     with pytest.raises(Stopped):
         train_one(single)
-    both = [_trainer(cell, _loss(n), checkpoint=tmp_path / p) for n, p in (("lovasz", "l"), ("dice", "dice"))]
+    both = [trainer_of(cell, loss_of(n), checkpoint=tmp_path / p) for n, p in (("lovasz", "l"), ("dice", "dice"))]
     assert set(dict(train(both)).values()) == {None}
     assert [t.engine["engine"] for t in both] == ["single", "fused"]
-    whole = _trainer(cell, _loss("lovasz"))
+    whole = trainer_of(cell, loss_of("lovasz"))
     whole.run()
     assert digest(both[0].model) == digest(whole.model)
 
 
 def test_too_little_memory_makes_smaller_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cell = _cell(tmp_path)
+    cell = toy_cell(tmp_path)
     names = ["ce", "dice", "lovasz", "focal", "topk"]
     original = Group._pass
 
@@ -349,29 +270,29 @@ def test_too_little_memory_makes_smaller_groups(tmp_path: Path, monkeypatch: pyt
         return given
 
     monkeypatch.setattr(Group, "_pass", small)
-    trainers = [_trainer(cell, _loss(n)) for n in names]
+    trainers = [trainer_of(cell, loss_of(n)) for n in names]
     lines: list[str] = []
     assert set(dict(train(trainers, lambda t, text: lines.append(text))).values()) == {None}
     assert [t.engine["fused_cells"] for t in trainers] == [2, 2, 1, 2, 2], "halves of 5: 3 and 2"
     assert "out of memory with 5 cells fused" in lines[0]
-    alone = [_trainer(cell, _loss(n)) for n in names]
+    alone = [trainer_of(cell, loss_of(n)) for n in names]
     for one, other in zip(trainers, alone, strict=True):
         other.run()
-        assert _far(_weights(one), _weights(other)) < 1e-3
+        assert far(weights_of(one), weights_of(other)) < 1e-3
         passes = {int(v) for n, v in one.model.state_dict().items() if "num_batches" in n}
         assert passes == {12}, "the pass that found no room left its mark"
 
 
 @pytest.mark.parametrize("weighted", [0, 1])
 def test_every_loss_gets_the_label_weights_that_it_asks_for(weighted: int, tmp_path: Path) -> None:
-    cell = _cell(tmp_path)
+    cell = toy_cell(tmp_path)
 
     class Weighs(nn.Module):
         needs = frozenset({"label_weight"})
 
         def __init__(self) -> None:
             super().__init__()
-            self.inner, self.seen = _loss("ce"), list[Tensor]()
+            self.inner, self.seen = loss_of("ce"), list[Tensor]()
 
         def forward(self, logits: Tensor, target: Tensor, label_weight: Tensor) -> Tensor:
             self.seen.append(label_weight.clone())
@@ -379,9 +300,9 @@ def test_every_loss_gets_the_label_weights_that_it_asks_for(weighted: int, tmp_p
             return value
 
     def made() -> list[Trainer]:
-        losses: list[nn.Module] = [_loss("dice")]
+        losses: list[nn.Module] = [loss_of("dice")]
         losses.insert(weighted, Weighs())
-        trainers = [_trainer(cell, loss) for loss in losses]
+        trainers = [trainer_of(cell, loss) for loss in losses]
         trainers[weighted].data = Doubted(trainers[weighted].data)  # type: ignore[assignment]
         return trainers
 
@@ -415,8 +336,8 @@ def test_memory_that_runs_out_beside_a_failed_cell_keeps_the_failure(
         original(self, terms)
 
     monkeypatch.setattr(Trainer, "update", update)
-    cell = _cell(tmp_path)
-    trainers = [_trainer(cell, loss) for loss in (Bad("raises", 1), Bad("full", 0))]
+    cell = toy_cell(tmp_path)
+    trainers = [trainer_of(cell, loss) for loss in (Bad("raises", 1), Bad("full", 0))]
     ended = list(train(trainers))
     assert len(ended) == 2, "each ends once"
     assert isinstance(dict(ended)[trainers[0]], ValueError) and dict(ended)[trainers[1]] is None
@@ -424,8 +345,8 @@ def test_memory_that_runs_out_beside_a_failed_cell_keeps_the_failure(
 
 
 def test_a_checkpoint_that_cannot_be_written_is_the_end_of_its_cell(tmp_path: Path) -> None:
-    cell, stop = _cell(tmp_path), Hooks(stop=lambda: trainers[0].progress.step >= 5)
-    trainers = [_trainer(cell, _loss(n), hooks=stop, checkpoint=tmp_path / n) for n in ("ce", "dice")]
+    cell, stop = toy_cell(tmp_path), Hooks(stop=lambda: trainers[0].progress.step >= 5)
+    trainers = [trainer_of(cell, loss_of(n), hooks=stop, checkpoint=tmp_path / n) for n in ("ce", "dice")]
 
     def full() -> None:
         raise OSError(28, "No space left on device")
@@ -436,8 +357,8 @@ def test_a_checkpoint_that_cannot_be_written_is_the_end_of_its_cell(tmp_path: Pa
 
 
 def test_memory_that_one_loss_takes_alone_is_its_own(tmp_path: Path) -> None:
-    cell = _cell(tmp_path)
-    trainers = [_trainer(cell, _loss("ce")), _trainer(cell, Greedy())]
+    cell = toy_cell(tmp_path)
+    trainers = [trainer_of(cell, loss_of("ce")), trainer_of(cell, Greedy())]
     ended = dict(train(trainers))
     assert ended[trainers[0]] is None and isinstance(ended[trainers[1]], torch.OutOfMemoryError)
 
@@ -469,11 +390,11 @@ class Mixes(Reads):
 
 @pytest.mark.parametrize(("network", "reason"), [(Reads, "has no pass for several"), (Mixes, "gives other logits")])
 def test_a_network_that_cannot_be_fused_trains_alone_and_says_why(network: Any, reason: str, tmp_path: Path) -> None:
-    cell = _cell(tmp_path)
+    cell = toy_cell(tmp_path)
 
     def made(name: str) -> Trainer:
         torch.manual_seed(3)
-        return _trainer(cell, _loss(name), network())
+        return trainer_of(cell, loss_of(name), network())
 
     lines: list[str] = []
     trainers = [made("ce"), made("dice")]
@@ -487,9 +408,9 @@ def test_a_network_that_cannot_be_fused_trains_alone_and_says_why(network: Any, 
 
 
 def test_what_ends_at_the_end_of_one_cell_is_its_own(tmp_path: Path) -> None:
-    cell = _best(_cell(tmp_path))
+    cell = _best(toy_cell(tmp_path))
     values: list[dict[str, float]] = [{"dice": 0.5}, {}]
-    trainers = [_trainer(cell, _loss("ce"), hooks=Hooks(validate=lambda m, v=v: v)) for v in values]
+    trainers = [trainer_of(cell, loss_of("ce"), hooks=Hooks(validate=lambda m, v=v: v)) for v in values]
     ended = dict(train(trainers))
     assert ended[trainers[0]] is None and isinstance(ended[trainers[1]], BenchError)
 
@@ -497,9 +418,9 @@ def test_what_ends_at_the_end_of_one_cell_is_its_own(tmp_path: Path) -> None:
 def test_the_sum_of_seconds_is_the_time_that_passed(tmp_path: Path) -> None:
     import time
 
-    cell = _cell(tmp_path)
+    cell = toy_cell(tmp_path)
     trainers = [
-        _trainer(cell, Sum([_loss("ce"), _loss(n)], [0.5, 0.5], ["a", "b"])) for n in ("dice", "topk", "lovasz")
+        trainer_of(cell, Sum([loss_of("ce"), loss_of(n)], [0.5, 0.5], ["a", "b"])) for n in ("dice", "topk", "lovasz")
     ]
     began = time.monotonic()
     assert set(dict(train(trainers)).values()) == {None}

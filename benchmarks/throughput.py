@@ -1,12 +1,13 @@
 """Images per second and cells per hour: a loop as published, a cell of ours, cells trained as one, and the floor.
 
-Five ways to train the same networks, in turn within every round, so that the machine's moods meet all of them:
+Six ways to train the same networks, in turn within every round, so that the machine's moods meet all of them:
 
 - published: a `DataLoader` with workers that rotates and flips each sample with scipy, `.item()` at every step, no
   channels last (the style of the trainers that papers release);
 - cell: one cell of this harness, with the augmentation that is nearest;
 - compiled: the same with a compiled network (`bench run --engine compiled`), compiled in the warm-up;
 - fused: K cells that differ in their loss (`bench run --engine fused`); images count once for each of them;
+- free: on a GPU alone, a cell without the deterministic algorithms that a worker always asks for: what these cost;
 - floor: forward, backward and optimizer on one batch that is already there. Nothing can be faster on this device.
 
 What bounds a row is measured, too: `data` where drawing the batches alone takes more than half of a step; `fixed` where
@@ -14,7 +15,7 @@ half the batch takes more than 80 % of the time of the floor, so that a step cos
 GPU its launches, on a CPU the weights; else `compute or memory`, which this script cannot tell apart.
 
     OMP_NUM_THREADS=1 python benchmarks/throughput.py              # small sizes on a CPU, full sizes on a GPU
-    python benchmarks/throughput.py --device cuda --only unet --batch 24
+    python benchmarks/throughput.py --device cuda:0 --only unet --batch 24
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import argparse
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as the workers'
 
 import itertools
 import statistics
@@ -47,6 +49,7 @@ from harness.data.prepare import Prepared
 from harness.fused import Group
 from harness.losses import LOSSES
 from harness.losses.build import build_loss
+from harness.machine import settle
 from harness.models import MODELS
 from harness.models.build import build_model
 from harness.resolve import load
@@ -90,7 +93,7 @@ SMALL = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--small", action=argparse.BooleanOptionalAction, help="small sizes (default on a CPU)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10, help="in a round")
@@ -101,8 +104,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="one batch size")
     args = parser.parse_args()
     device = torch.device(args.device)
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    settle(args.device)
     small = device.type == "cpu" if args.small is None else args.small
     sizes = [s for s in (SMALL if small else FULL) if args.only in (None, s.model) and args.batch in (None, s.batch)]
     print(f"{args.device}, {args.precision}, {args.rounds} rounds of {args.steps} steps, K = {len(FUSED)}")
@@ -128,6 +130,8 @@ def measure(size: Size, device: torch.device, args: argparse.Namespace) -> None:
             "half": (1, _floor(size, cell, data, device, half=True)),
             "drawing": (1, drawing),
         }
+        if device.type == "cuda":
+            ways["free"] = (1, _free(_alone(size, cell, data, device), device))
         times: dict[str, list[float]] = {name: [] for name in ways}
         for turn, (name, (_, step)) in itertools.product(range(args.rounds + 1), ways.items()):
             if turn == 0:  # the first round warms up
@@ -195,6 +199,18 @@ def _alone(size: Size, cell: Cell, data: TrainSet, device: torch.device, compile
     if compiled:
         trainer.forward = compiled_pass(trainer)
     return trainer.step
+
+
+def _free(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    def free() -> None:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.benchmark = True
+        try:
+            step()
+        finally:
+            settle(str(device))
+
+    return free
 
 
 def _fused(size: Size, cell: Cell, data: TrainSet, device: torch.device) -> Callable[[], None]:

@@ -311,6 +311,7 @@ def test_many_cells_cells_that_follow_and_fail_fast(
 ) -> None:
     """With cells that train nothing: what is tested is who gets which one, and when it ends."""
     from harness.backends import ray as backend
+    from harness.backends import ray_team
 
     class Quick(Slot):
         def meet(self, marker: Path) -> Met:
@@ -326,7 +327,7 @@ def test_many_cells_cells_that_follow_and_fail_fast(
             record.write(cell.eval_folder(self._place.out) / "record.json")
             return record, None
 
-    monkeypatch.setattr(backend, "Slot", Quick)
+    monkeypatch.setattr(ray_team, "Slot", Quick)
     (tmp_path / "toy.yaml").write_text(
         "suite: toy\ndata: {manifest: phantom, split: default, slices: {size: [32, 32]}}\n"
         "models: [unet: {width: 2, depth: 2}]\nlosses: [dice, ce]\nseeds: 40\n"

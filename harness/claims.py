@@ -256,13 +256,16 @@ def is_held(record: RunRecord) -> bool:
 
 
 def result_in(folder: Path) -> RunRecord | None:
-    """The record of an evaluation if it is a result, which nothing replaces; the folder has its `eval_id` as name.
+    """The record of an evaluation if it is a result, which nothing replaces; one of another cell is none.
+
+    Args:
+        folder: `TRAIN_ID/EVAL_ID` of the cell.
 
     Raises:
         OSError: The system refuses to read it.
     """
     record = record_at(folder / "record.json")
-    if record is None or record.eval_id != folder.name:
+    if record is None or (record.train_id, record.eval_id) != (folder.parent.name, folder.name):
         return None
     return record if record.status in ("ok", "diverged") else None
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.cell import Cell, Place
+from harness.claims import waited_for
 from harness.data.conditions import Setting
 from harness.errors import BenchError
 from harness.metrics.table import metric_of
@@ -152,6 +153,22 @@ def report_merged(
     """
     _check_name(name, planned, reports)
     merged = merge(planned)
+    out = folder_of(reports, name, images=images)
+    out.mkdir(parents=True, exist_ok=True)
+    with waited_for(out):  # as of a suite's own report: two commands may write it at about the same time
+        return _write(name, planned, merged, place, reports, out, formats, images)
+
+
+def _write(
+    name: str,
+    planned: Planned,
+    merged: Merged,
+    place: Place,
+    reports: Path,
+    out: Path,
+    formats: Sequence[str],
+    images: bool,
+) -> Path:
     from harness.report import write_report
     from harness.report.verdicts import Ranking
 
@@ -169,7 +186,7 @@ def report_merged(
         cells,
         cases,
         curves,
-        folder_of(reports, name, images=images),
+        out,
         layout=layout,
         about=_about(name, planned, merged, notes, reports),
         panels=shown,

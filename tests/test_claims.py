@@ -234,18 +234,19 @@ def _publish(lease: Lease, record: RunRecord, rows: str | None = None) -> RunRec
 
 
 def test_a_result_stays_and_a_failure_makes_room(tmp_path: Path) -> None:
+    (folder := tmp_path / RECORD.train_id).mkdir()
     failed = replace(RECORD, status="error", message="a mistake")
-    with _taken(tmp_path) as lease:
+    with _taken(folder) as lease:
         assert _publish(lease, failed) == failed
-    with _taken(tmp_path) as lease:
+    with _taken(folder) as lease:
         assert _publish(lease, RECORD, "first") == RECORD
-        assert read_record(tmp_path / "e/record.json") == RECORD
+        assert read_record(folder / "e/record.json") == RECORD
     other = replace(RECORD, weights="other")
     for late in (other, failed):
-        with _taken(tmp_path) as lease:
+        with _taken(folder) as lease:
             assert _publish(lease, late, "second") == RECORD
-        assert (tmp_path / "e/cases.csv").read_text() == "first" and result_in(tmp_path / "e") == RECORD
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["e"]
+        assert (folder / "e/cases.csv").read_text() == "first" and result_in(folder / "e") == RECORD
+    assert sorted(p.name for p in folder.iterdir()) == ["e"]
 
 
 def test_rows_without_a_record_make_room(tmp_path: Path) -> None:

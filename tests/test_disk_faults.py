@@ -329,6 +329,24 @@ def test_a_cut_record_is_made_again_from_the_weights(done: Bench) -> None:
     assert (done.folder / "weights.pt").stat().st_mtime_ns == trained
 
 
+@pytest.mark.parametrize("field", ["train_id", "eval_id"])
+def test_a_record_of_another_cell_counts_for_the_plan_as_little_as_for_a_run(done: Bench, field: str) -> None:
+    """Such as one in a folder that was copied by hand."""
+    suite = load_suite(Path(done.cell.manifest_path).parent / "toy.yaml.suite")
+    path = done.evaluation / "record.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: "0" * 16}))
+    os.utime(path, ns=(0, 0))  # long ago, so that the second look is at the index
+
+    def entry() -> Entry:
+        return next(e for e in make_plan(suite, done.place.out, done.place.out) if e.cell == done.cell)
+
+    for found in (entry(), entry()):
+        assert (found.state, found.problem) == ("missing", f"{path}: the record is of another cell")
+    assert worker.finished(done.cell, done.place.out) is None
+    done.check()
+    assert entry().state == "ok"
+
+
 def test_rows_that_are_not_those_of_the_record_are_left_out_with_a_sentence(done: Bench) -> None:
     suite = load_suite(Path(done.cell.manifest_path).parent / "toy.yaml.suite")
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from harness.cell import Place
+from harness.claims import holder_of
 from harness.cli import main
 from harness.errors import BenchError
 from harness.merge import merge, report_merged
 from harness.plan import Entry, make_plan
 from harness.records import CASE_COLUMNS, RunRecord, write_rows
+from harness.report import write_report
 from harness.suite import Suite, load_suite
 
 MANIFEST = """\
@@ -184,6 +188,24 @@ def test_a_name_that_is_taken_or_no_name_and_one_suite_alone_are_refused(folder:
         report_merged("both", planned[:1], place, reports)
     with pytest.raises(BenchError, match="two suites are called 'a'"):
         merge([planned[0], planned[0]])
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_it_is_written_under_a_lease(folder: Path, monkeypatch: pytest.MonkeyPatch, images: bool) -> None:
+    """So that a second command that writes the same report waits for the first."""
+    planned = plans(folder, suite_of(folder, "a", "ce"), suite_of(folder, "b", "dice"))
+    reports = folder / "reports"
+    holders = []
+
+    def write(*args: Any, **more: Any) -> Path:
+        holders.append(holder_of(args[5]))
+        return write_report(*args, **more)
+
+    monkeypatch.setattr("harness.report.write_report", write)
+    place = Place(folder / "runs", None)
+    page = report_merged("both", planned, place, reports, ("csv",), images=images)
+    assert [h.about["pid"] for h in holders if h is not None] == [os.getpid()]
+    assert (page / "leaderboard.csv").is_file() and holder_of(page) is None
 
 
 def test_the_command_merges_and_refuses_what_cannot_be_committed(

@@ -6,9 +6,6 @@ one is lost, whatever its state. No torch in this process.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +15,7 @@ from rich.console import Console
 
 from harness.backends import Asked, slurm_queue
 from harness.backends.cluster_file import SlurmCluster, device_on, read_cluster
+from harness.backends.slurm_ended import advanced, counts, ended, out_of_memory, record_of, why
 from harness.backends.slurm_jobs import (
     CASES,
     CELLS,
@@ -26,19 +24,19 @@ from harness.backends.slurm_jobs import (
     dealt,
     new_submission,
     parameters,
+    preparations,
     submissions,
     submit,
-    tail,
     tidy,
 )
-from harness.backends.slurm_task import ELSEWHERE, Bundle, Cases, Mark, Preparation, read_marks
+from harness.backends.slurm_task import ELSEWHERE, Bundle, Cases, Mark, read_marks
 from harness.cell import Cell, Place
 from harness.claims import record_failure
 from harness.errors import BenchError
 from harness.plan import Entry
-from harness.preparing import check_data, job_of
+from harness.preparing import check_data
 from harness.progress import RunProgress
-from harness.records import RETRIED, RunRecord, read_record
+from harness.records import RunRecord
 from harness.runner import FAILED
 
 QUEUE_EVERY = 3  # looks at the results for one at the queue
@@ -46,7 +44,6 @@ LINE_SECONDS = 30.0  # between lines about the queue
 SENTENCES = 5  # about lost tasks at a time
 AGAIN_SECONDS = 60.0  # before a cell that is held elsewhere, or an array that SLURM refused, is tried again
 END_SECONDS = 90.0  # for cancelled jobs to leave the queue; SLURM's KillWait is 30 s
-OUT_OF_MEMORY = re.compile(r"oom[-_ ]?kill|exceeded (job|step)? ?memory limit", re.IGNORECASE)
 
 
 def run_cells(entries: Sequence[Entry], place: Place, asked: Asked, console: Console) -> list[RunRecord]:
@@ -164,7 +161,7 @@ class Watch:
             for index, task in enumerate(job.tasks):
                 if not there[job.name].holds(index):
                     continue
-                self.others |= {name: (job, index) for name in task if not _ended(marks.get(name))}
+                self.others |= {name: (job, index) for name in task if not ended(marks.get(name))}
         self._hold(self.open)
         if self.held:
             which = ", ".join(sorted(j.job for j in self.jobs.values() if j.kind == CELLS))
@@ -229,7 +226,7 @@ class Watch:
 
         Otherwise all tasks would start with the same case at the same moment, and each would prepare all of them.
         """
-        wanted = _preparations([*cells, *self._later])
+        wanted = preparations([*cells, *self._later])
         done = set[str]()
         if self.place.cache.is_dir():  # else it was cleared, and what was done counts no more
             for job in submissions(self.folder):
@@ -267,8 +264,8 @@ class Watch:
         """Take in the records that were written since; one listing for each submission."""
         for job in {id(job): job for job, _ in self.held.values()}.values():
             marks = read_marks(job.seen)
-            for name in [n for n, (holder, _) in self.held.items() if holder is job and _ended(marks.get(n))]:
-                record = _record(self.open[name], self.place)
+            for name in [n for n, (holder, _) in self.held.items() if holder is job and ended(marks.get(n))]:
+                record = record_of(self.open[name], self.place)
                 if record is not None and record.status == marks[name].status:
                     self._end(self.open[name], record, progress)
 
@@ -310,8 +307,8 @@ class Watch:
         for name in names:
             del self.held[name]
             cell, mark = self.open[name], marks.get(name)
-            record = _record(cell, self.place)
-            if record is not None and self._counts(record, cell, mark, job):
+            record = record_of(cell, self.place)
+            if record is not None and counts(record, cell, self.place, mark, job, name in self.fresh):
                 self._end(cell, record, progress)
                 continue
             if mark is not None:
@@ -319,39 +316,21 @@ class Watch:
             lost = self.lost.setdefault(name, Lost())
             if mark is not None and mark.status == ELSEWHERE:
                 lost.since = time.monotonic() + AGAIN_SECONDS
-            elif mark is not None and mark.status == "begun" and _out_of_memory(fate, log):
+            elif mark is not None and mark.status == "begun" and out_of_memory(fate, log):
                 had = f"{self.cluster.memory} (`memory`)" if self.cluster.memory else "the cluster's default"
                 message = f"SLURM ended job {job.task(index)} for its memory; it had asked for {had}; log: {log}"
                 self._end(cell, record_failure(cell, self.place, "oom", message), progress)
             elif mark is not None or not begun:
-                lost.tries = 0 if _advanced(cell, self.place, mark, job) else lost.tries + 1
+                lost.tries = 0 if advanced(cell, self.place, mark, job) else lost.tries + 1
                 if lost.tries >= self.cluster.tries:
-                    self._end(cell, record_failure(cell, self.place, "error", self._why(job, index, fate)), progress)
+                    message = why(job, index, fate, self.cluster.tries)
+                    self._end(cell, record_failure(cell, self.place, "error", message), progress)
         again = sum(n in self.open for n in names)
         if not again:
             return ""
         left = "was stopped" if f"task-{index}" in marks else "ended without a record"
         said = f" ({fate})" if fate else ""
         return f"SLURM job {job.task(index)} {left}{said}: {_of(again, 'cell')} to be submitted again"
-
-    def _counts(self, record: RunRecord, cell: Cell, mark: Mark | None, job: Submission) -> bool:
-        """Whether a record is what became of the cell now, not what was there before its task."""
-        if mark is None:  # another process may have finished it
-            return record.status not in RETRIED and cell.eval_id not in self.fresh
-        if _ended(mark):
-            return record.status == mark.status
-        if record.status not in RETRIED:
-            return True  # a result that was to be made again is removed when the cell begins
-        path = cell.eval_folder(self.place.out) / "record.json"  # its task can die between record and mark
-        return record.status != "interrupted" and _newer(path, job.seen / f"{cell.eval_id}.begun")
-
-    def _why(self, job: Submission, index: int, fate: str) -> str:
-        times = f"{self.cluster.tries} times in a row" if self.cluster.tries > 1 else "once"
-        last = tail(job.log(index))
-        return (
-            f"its SLURM job ended without a record {times}, at last job {job.task(index)} "
-            f"({fate or 'SLURM no longer knows it'}); log: {job.log(index)}" + (f": {last}" if last else "")
-        )
 
     def _end(self, cell: Cell, record: RunRecord, progress: RunProgress) -> None:
         self.open.pop(cell.eval_id, None)
@@ -428,56 +407,6 @@ class Watch:
 
     def _print(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _ended(mark: Mark | None) -> bool:
-    """Whether a cell's task got a record for it; an interrupted one continues."""
-    return mark is not None and mark.status not in ("begun", "interrupted", ELSEWHERE)
-
-
-def _record(cell: Cell, place: Place) -> RunRecord | None:
-    try:
-        return read_record(cell.eval_folder(place.out) / "record.json")
-    except BenchError:
-        return None
-
-
-def _newer(path: Path, than: Path) -> bool:
-    """Whether a file was written after another; by the clock of the file server, where both lie."""
-    try:
-        return path.stat().st_mtime >= than.stat().st_mtime
-    except OSError:
-        return False
-
-
-def _advanced(cell: Cell, place: Place, mark: Mark | None, job: Submission) -> bool:
-    """Whether a cell that is not finished has come further in its task."""
-    if mark is None:
-        return False
-    if mark.status == "interrupted":
-        return mark.steps > 0
-    begun = job.seen / f"{cell.eval_id}.begun"
-    return any(_newer(cell.folder(place.out) / name, begun) for name in ("checkpoint.pt", "train.json"))
-
-
-def _out_of_memory(fate: str, log: Path) -> bool:
-    return fate.startswith("OUT_OF_ME") or OUT_OF_MEMORY.search(tail(log, 20)) is not None
-
-
-def _preparations(cells: Iterable[Cell]) -> dict[str, Preparation]:
-    """What to preprocess for these cells, each once, by a name."""
-    found: dict[str, Preparation] = {}
-    asked = set[str]()
-    for cell in cells:
-        parts = json.dumps([cell.manifest_path, cell.quick, cell.data], sort_keys=True)
-        if cell.skip or parts in asked:
-            continue
-        asked.add(parts)
-        for case in [*cell.data["train"], *cell.data["val"], *cell.data["test"]]:
-            job = job_of(cell, case)
-            text = json.dumps([cell.data["digest"], *job], sort_keys=True)
-            found.setdefault(hashlib.sha256(text.encode()).hexdigest()[:16], job)
-    return found
 
 
 def _of(count: int, noun: str) -> str:

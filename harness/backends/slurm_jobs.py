@@ -7,20 +7,22 @@ asked for the name), the script, the logs of its tasks, and `seen`, their marks.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import secrets
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness.backends.cluster_file import SlurmCluster
-from harness.backends.slurm_task import Bundle, Cases, prepare_cases, run_bundle
+from harness.backends.slurm_task import Bundle, Cases, Preparation, prepare_cases, run_bundle
 from harness.cell import Cell
 from harness.errors import BenchError
+from harness.preparing import job_of
 from harness.processes import THREAD_VARIABLES
 from harness.records import write_atomic
 
@@ -108,6 +110,22 @@ def dealt(names: Sequence[str], tasks: int) -> list[list[str]]:
     """Names dealt out to at most so many tasks, one after the other."""
     tasks = max(1, min(tasks, len(names)))
     return [list(names[k::tasks]) for k in range(tasks)]
+
+
+def preparations(cells: Iterable[Cell]) -> dict[str, Preparation]:
+    """What to preprocess for these cells, each once, by a name."""
+    found: dict[str, Preparation] = {}
+    asked = set[str]()
+    for cell in cells:
+        parts = json.dumps([cell.manifest_path, cell.quick, cell.data], sort_keys=True)
+        if cell.skip or parts in asked:
+            continue
+        asked.add(parts)
+        for case in [*cell.data["train"], *cell.data["val"], *cell.data["test"]]:
+            job = job_of(cell, case)
+            text = json.dumps([cell.data["digest"], *job], sort_keys=True)
+            found.setdefault(hashlib.sha256(text.encode()).hexdigest()[:16], job)
+    return found
 
 
 def parameters(cluster: SlurmCluster, submission: Submission, at_once: int, after: Sequence[str]) -> dict[str, Any]:

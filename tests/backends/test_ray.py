@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import StringIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from harness.backends import Asked  # noqa: E402
 from harness.backends.ray_cluster import Need, RayCluster, capacity, connected  # noqa: E402
 from harness.backends.ray_slot import Met, Slot, versions_here  # noqa: E402
 from harness.cell import Cell, Place  # noqa: E402
+from harness.follow import Follow  # noqa: E402
 from harness.plan import Entry  # noqa: E402
-from harness.records import RunRecord  # noqa: E402
+from harness.records import RunRecord, read_record  # noqa: E402
 from harness.suite import load_suite  # noqa: E402
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
@@ -294,25 +296,16 @@ def test_what_bench_counts_is_what_ray_gives(nodes: TwoNodes) -> None:
     nodes.cluster.remove_node(gpus)
 
 
-class Chain:
-    """Each cell that ends brings the next one, as the trials of a study do."""
-
-    def __init__(self, cells: list[Cell]) -> None:
-        self.later, self.total = tuple(cells), len(cells)
-        self._cells = iter(cells)
-
-    def __call__(self, cell: Cell, record: RunRecord) -> list[Cell]:
-        following = next(self._cells, None)
-        return [] if following is None else [following]
+Runs = Callable[..., list[RunRecord]]
 
 
-def test_many_cells_cells_that_follow_and_fail_fast(
-    nodes: TwoNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With cells that train nothing: what is tested is who gets which one, and when it ends."""
-    from harness.backends import ray as backend
+@pytest.fixture
+def quick(nodes: TwoNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
+    """Runs cells in a folder, by processes that train nothing: what is tested is who gets which one, and when."""
+    from harness.backends import ray_team
+    from harness.backends.ray import run_cells
 
-    class Quick(Slot):
+    class Quick(Slot):  # here, so that Ray sends it to processes that cannot import this file
         def meet(self, marker: Path) -> Met:
             return Met("here", versions=versions_here(), out=marker.is_file())
 
@@ -320,34 +313,62 @@ def test_many_cells_cells_that_follow_and_fail_fast(
             return None
 
         def run(self, cell: Cell, fresh: bool) -> tuple[RunRecord, int | None]:
+            path = cell.eval_folder(self._place.out) / "record.json"
+            if path.is_file() and not fresh:
+                return read_record(path), None
             status = "error" if cell.seed == 3 else "ok"
-            record = RunRecord(cell.train_id, cell.eval_id, status, "", cell.described(), sources=cell.sources)
-            cell.eval_folder(self._place.out).mkdir(parents=True)
-            record.write(cell.eval_folder(self._place.out) / "record.json")
+            message = "made again" if fresh else ""
+            record = RunRecord(cell.train_id, cell.eval_id, status, message, cell.described(), sources=cell.sources)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            record.write(path)
             return record, None
 
-    monkeypatch.setattr(backend, "Slot", Quick)
+    monkeypatch.setattr(ray_team, "Slot", Quick)
+    (tmp_path / "cluster.yaml").write_text(f"address: {nodes.cluster.address}\n")
+
+    def run(folder: str, cells: list[Cell], **asked: Any) -> list[RunRecord]:
+        place = Place(tmp_path / folder, None, "cpu")
+        place.out.mkdir(exist_ok=True)
+        told = Asked(cluster=tmp_path / "cluster.yaml", **asked)
+        console = Console(file=StringIO())
+        found: list[RunRecord] = run_cells([Entry(c, "missing") for c in cells], place, told, console)
+        assert len(list(place.out.glob("*/*/record.json"))) >= len(found)
+        return found
+
+    return run
+
+
+@pytest.fixture
+def cells(tmp_path: Path) -> list[Cell]:
+    """80 of them, of two losses."""
     (tmp_path / "toy.yaml").write_text(
         "suite: toy\ndata: {manifest: phantom, split: default, slices: {size: [32, 32]}}\n"
         "models: [unet: {width: 2, depth: 2}]\nlosses: [dice, ce]\nseeds: 40\n"
         "train: {epochs: 1, steps: 1, batch: 2, optimizer: {adam: {lr: 1e-3}}}\n"
     )
-    cells = [replace(cell, quick=True) for cell in load_suite(tmp_path / "toy.yaml").cells]
-    (tmp_path / "cluster.yaml").write_text(f"address: {nodes.cluster.address}\n")
+    return [replace(cell, quick=True) for cell in load_suite(tmp_path / "toy.yaml").cells]
 
-    def run(name: str, some: list[Cell], **asked: Any) -> list[RunRecord]:
-        place = Place(tmp_path / name, None, "cpu")
-        place.out.mkdir()
-        told = Asked(cluster=tmp_path / "cluster.yaml", **asked)
-        console = Console(file=StringIO())
-        found: list[RunRecord] = backend.run_cells([Entry(c, "missing") for c in some], place, told, console)
-        assert len(list(place.out.glob("*/*/record.json"))) >= len(found)
-        return found
 
-    every = run("all", cells)
+def _chain(cells: list[Cell], fresh: frozenset[str] = frozenset()) -> Follow:
+    """Each cell that ends brings the next one, as the trials of a study do."""
+    waiting = iter(cells)
+    return Follow(lambda cell, record: list(islice(waiting, 1)), tuple(cells), len(cells), fresh)
+
+
+def test_many_cells_cells_that_follow_and_fail_fast(quick: Runs, cells: list[Cell]) -> None:
+    every = quick("all", cells)
     assert sorted(r.eval_id for r in every) == sorted(c.eval_id for c in cells)
     assert sum(r.status == "error" for r in every) == 2
-    chained = run("chained", cells[10:11], follow=Chain(cells[11:20]))
+    chained = quick("chained", cells[10:11], follow=_chain(cells[11:20]))
     assert [r.eval_id for r in chained] == [c.eval_id for c in cells[10:20]]
-    stopped = run("stopped", cells[2:], fail_fast=True)
+    stopped = quick("stopped", cells[2:], fail_fast=True)
     assert stopped[-1].status == "error" and len(stopped) < 10
+
+
+def test_cells_that_follow_are_made_again_where_that_was_asked(quick: Runs, cells: list[Cell]) -> None:
+    before = quick("out", cells[10:11], follow=_chain(cells[11:16]))
+    again = frozenset(c.eval_id for c in cells[12:14])
+    after = quick("out", cells[10:11], follow=_chain(cells[11:16], again))
+    assert [r.eval_id for r in after] == [r.eval_id for r in before] == [c.eval_id for c in cells[10:16]]
+    assert [r.message for r in before] == [""] * 6
+    assert {r.eval_id for r in after if r.message == "made again"} == again

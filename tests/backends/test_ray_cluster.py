@@ -191,7 +191,7 @@ class Rig:
     """A dispatch whose only process is not there."""
 
     def __init__(self, out: Path, cell: Cell) -> None:
-        module = pytest.importorskip("harness.backends.ray", reason="Ray is not installed")
+        module = pytest.importorskip("harness.backends.ray_dispatch", reason="Ray is not installed")
         self.module, self.cell, self.text = module, cell, StringIO()
         console = Console(file=self.text, width=400)
         place = Place(out, None)

@@ -566,3 +566,15 @@ def test_charts_of_validation_share_their_scale_and_those_of_the_loss_do_not(bro
     first, second = browser.js(heights % "curves")
     assert first != second
     assert browser.complaints() == []
+
+
+def test_curves_of_one_epoch_are_points_with_the_range_of_their_runs(browser, frame, tmp_path):
+    for loss, seed, value in (("dice", 0, 0.5), ("dice", 1, 0.7), ("ce", 0, 0.9)):
+        frame.curve(f"t{len(frame.cell_rows)}", [value]).cell(loss, seed).case(loss, 0.5, seed=seed)
+    browser.open(write_report("T", "", *frame.frames, tmp_path / "r").as_uri())
+    seen = f"[...document.querySelectorAll('{STAGE} %s')].map(e => e.getBoundingClientRect()).map(b => [b.width, b.height])"
+    assert browser.js(seen % ".alone") == [[7, 7], [7, 7]]
+    assert browser.js(f"getComputedStyle(document.querySelector('{STAGE} .band')).strokeWidth") == "4px"
+    ((_, height),) = browser.js(seen % ".band")
+    assert height > 50  # from 0.5 to 0.7 where the axis spans little more than 0.5 to 0.9
+    assert browser.complaints() == []

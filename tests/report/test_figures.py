@@ -111,12 +111,14 @@ def test_of_many_epochs_the_last_one_stays(frame):
     assert found[:2] == [0, 2] and found[-2:] == [2 * MAX_EPOCHS - 2, 2 * MAX_EPOCHS - 1]
 
 
-def test_a_training_of_one_epoch_is_a_marker(frame):
-    frames = prepare(*frame.cell("dice").case("dice", 0.5).curve("t0", [1.0]).frames)
+def test_a_training_of_one_epoch_is_a_marker_with_the_range_of_its_runs(frame):
+    frame.cell("dice").cell("dice", 1).case("dice", 0.5).case("dice", 0.5, seed=1)
+    frames = prepare(*frame.curve("t0", [1.0]).curve("t1", [2.0]).frames)
     for small in (False, True):
         ax = Figure().subplots()
         curve_panel(ax, [(looks(["dice"])["dice"], finished(frames, "synapse", "loss_value"))], small=small)
         assert ax.get_lines()[0].get_marker() == "o"
+        assert ax.collections[0].get_linewidth() > 0
 
 
 def test_curves_that_are_not_finite_and_names_like_hidden_labels(frame, tmp_path):

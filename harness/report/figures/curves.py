@@ -234,7 +234,8 @@ def curve_panel(
             **look.line(linewidth=1.4 if not small else 1.1, **marked),
         )  # fmt: skip
         if rows["train_id"].nunique() > 1:
-            ax.fill_between(line["epoch"], line["low"], line["high"], color=look.colour, alpha=0.18, linewidth=0)
+            wide = 0.0 if len(line) > 1 else 3.0  # an area of one epoch has no width of its own
+            ax.fill_between(line["epoch"], line["low"], line["high"], color=look.colour, alpha=0.18, linewidth=wide)
     values = pd.concat([rows["value"] for _, rows in ok]) if any(len(rows) for _, rows in ok) else None
     known = values if values is not None else pd.concat([rows["value"] for _, rows in parts])
     low, high = float(known.min()), float(known.max())
@@ -255,7 +256,7 @@ def curve_panel(
     if math.isfinite(limits[0]):
         ax.set_ylim(limits)  # a run that diverges leaves the frame rather than flattening the others
     ax.set(xlabel="", ylabel="")
-    ax.xaxis.set_major_locator(MaxNLocator(3 if small else 8, integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(3 if small else 8, integer=True, min_n_ticks=1))
     ax.grid(axis="x", visible=False)
     if small:
         ax.tick_params(labelsize=6.5, pad=1.5)

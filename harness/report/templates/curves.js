@@ -70,14 +70,18 @@
       const frame = draw("clipPath", { id: clip }, draw("rect", { x: MARGIN.left, y: MARGIN.top, width: w, height: h }));
       const out = draw("g", { "clip-path": `url(#${clip})` });
       for (const line of visible().filter(positive)) {
-        const loss = losses[line.loss], lost = model.diverged.includes(line);
+        const loss = losses[line.loss], lost = model.diverged.includes(line), alone = line.x.length === 1;
         if (line.hi && !lost) {
           const back = path([...line.x].reverse(), [...line.lo].reverse()).replace("M", "L");
-          out.append(draw("path", { d: `${path(line.x, line.hi)}${back}Z`, fill: loss.colour, class: "band" }));
+          const rim = alone ? { stroke: loss.colour, "stroke-width": 4 } : {};  // an area without width is not seen
+          out.append(draw("path", { d: `${path(line.x, line.hi)}${back}Z`, fill: loss.colour, class: "band", ...rim }));
         }
         const dash = lost ? "1 3" : loss.dash.map(v => v * 2).join(" ");
         out.append(draw("path", { d: path(line.x, line.y), stroke: loss.colour, "stroke-dasharray": dash, fill: "none",
           class: at?.line === line ? "line near" : "line" }));
+        if (alone && !lost) {  // nor is a line of one point
+          out.append(draw("circle", { cx: px(line.x[0]), cy: py(up(line.y[0])), r: 3.5, fill: loss.colour, class: "alone" }));
+        }
         if (lost) {
           const end = [px(line.x.at(-1)), clamp(py(up(line.y.at(-1))), MARGIN.top + 5, MARGIN.top + h - 5)];
           out.append(draw("path", { d: `M${end[0] - 4} ${end[1] - 4}l8 8m0 -8l-8 8`, stroke: loss.colour, class: "line" }));

@@ -71,8 +71,21 @@ def _until(path):
         time.sleep(0.01)
 
 
+def _until_others_train(out, own):
+    """Or until one that could has not for a while: its log says that it is loaded."""
+    until = time.monotonic() + LIMIT
+    while not any(" steps" in path.read_text() for path in out.glob("*/log.txt") if path.parent.name != own):
+        if time.monotonic() > until:
+            raise RuntimeError("no other cell is loaded")
+        time.sleep(0.01)
+    until = time.monotonic() + 3
+    while time.monotonic() < until and not [p for p in (out / "gate").glob("*.steps") if p.stem != own]:
+        time.sleep(0.01)
+
+
 def gated(cell, place, cases, report, stop, fresh):
-    """The first evaluation ends only after another training has begun, and that only after the evaluation has ended."""
+    """The first training lasts until another could train beside it; the first evaluation ends only after another
+    training has begun, and that only after the evaluation has ended."""
     gate, evaluate, step = place.out / "gate", harness.worker.evaluate_cell, harness.train.Trainer.step
     gate.mkdir(exist_ok=True)
 
@@ -93,7 +106,11 @@ def gated(cell, place, cases, report, stop, fresh):
 
     def told(done, total, loss):
         report(done, total, loss)
-        if done < total and not _first(gate / "first"):
+        if done == total:
+            return
+        if _first(gate / "first"):
+            _until_others_train(place.out, cell.train_id)
+        else:
             _until(gate / "evaluating")
             (gate / "beside").touch()
             _until(gate / "evaluated")

@@ -86,6 +86,7 @@ def run(
     per_device: int | None = None,
     engine: str = "single",
     fuse: int | None = None,
+    overlap: bool | None = None,
 ) -> list[RunRecord]:
     """Train and measure the cells of a suite that have no record; returns the records of those that were started.
 
@@ -97,16 +98,19 @@ def run(
         only: As in `plan`.
         rerun: Also run cells of this state again: "diverged", "stale" or "all".
         device: "auto" (all GPUs, else the CPU), "cpu", "cuda:N", or several: "cuda:0,cuda:1".
-        workers: Processes; by default one for each core, as far as memory goes, or `per_device` on each GPU.
+        workers: Cells that train at once; by default one for each core, as far as memory goes, or `per_device` on
+            each GPU.
         fail_fast: Start nothing more after the first cell that failed.
         console: For progress; the terminal by default.
         on: Where the cells run: "local", "slurm" or "ray" (docs/clusters.md); `workers` are then cells at once.
         cluster: A file that describes the cluster.
         detach: Submit to the cluster and return; the same call later attaches to what runs.
-        per_device: Cells at once on each GPU; 1 by default.
+        per_device: Cells that train at once on each GPU; 1 by default.
         engine: "single"; "compiled": with a compiled network; "fused": cells that differ only in their loss are
             trained as one; "mixed": that, beside records of cells that were trained otherwise.
         fuse: At most so many cells in a group; by default all.
+        overlap: One process more on each device than train there at once, so that cells are evaluated meanwhile; by
+            default on GPUs.
 
     Raises:
         BenchError: The data is not there, a folder takes no files, or there are records of another engine.
@@ -129,6 +133,7 @@ def run(
         cluster=Path(cluster) if cluster is not None else None,
         detach=detach,
         per_device=per_device,
+        overlap=overlap,
         known=[e.record for e in entries if e.record is not None],
         engine=way,
     )

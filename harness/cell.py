@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.conditions import DRAWN, kind_of
+from harness.turns import Turns
 
 # Raised when the same configuration would give other weights, or other metric values.
 TRAIN_VERSION = 1
@@ -192,6 +193,7 @@ class Place:
         device: "cpu", "cuda" or "cuda:1".
         beside: Processes that share the memory of the device, this one included.
         sharing: What says how many share a GPU, for messages.
+        turns: Who may train on the device, where more processes share it than may train at once.
     """
 
     out: Path
@@ -199,6 +201,7 @@ class Place:
     device: str = "cpu"
     beside: int = 1
     sharing: str = "--per-device"
+    turns: Turns | None = None
 
     @property
     def cache(self) -> Path:

@@ -55,6 +55,8 @@ def _fewer(place: Place, before: str = "") -> str:
     if place.beside == 1:
         return ""
     flag = "--workers" if place.device == "cpu" else place.sharing
+    if place.turns is not None:  # of one that trains at once there are no fewer
+        flag = "--no-overlap" if place.turns.count == 1 else f"{flag} or --no-overlap"
     return f"{before}{place.beside} cells share it, so fewer at once ({flag})" + ("" if before else ", or, ")
 
 

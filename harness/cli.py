@@ -123,6 +123,7 @@ def _work(
         cluster=args.cluster,
         detach=args.detach,
         per_device=args.per_device,
+        overlap=args.overlap,
         known=known,
         engine=Engine(args.engine, args.fuse),
     )

@@ -48,7 +48,8 @@ def train_compiled(trainer: Trainer, log: Callable[[str], None] = lambda text: N
     _make_room(trainer)
     plain, network = trainer.model, compiled_pass(trainer)
     began = time.monotonic()
-    fault = fault_of(trainer, network)
+    with trainer.turn():
+        fault = fault_of(trainer, network)
     if fault is None:
         trainer.engine, trainer.forward = {"engine": "compiled"}, network
         log(f"network compiled and compared in {time.monotonic() - began:.0f} s")

@@ -180,6 +180,11 @@ class Group:
             for member in self.alive:
                 self._release(member)
 
+    def turn(self) -> contextlib.AbstractContextManager[None]:
+        """The right to train on the device, one for all; not awaited any more where all of them are to stop."""
+        left = [m for m in self.alive if m.epoch() is not None]
+        return left[0].hooks.turn(lambda: all(m.hooks.stop() for m in left)) if left else contextlib.nullcontext()
+
     def begin(self) -> None:
         """Stack the networks, and see that their shared pass is the pass of each."""
         for member in list(self.alive):

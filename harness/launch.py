@@ -38,6 +38,7 @@ def run_entries(
     per_device: int | None = None,
     known: Iterable[RunRecord] = (),
     engine: Engine | None = None,
+    overlap: bool | None = None,
 ) -> list[RunRecord]:
     """Run cells of one or several suites, after the data was seen to be there and the folders to take files.
 
@@ -55,6 +56,7 @@ def run_entries(
         per_device: As in `run`.
         known: Records of finished cells, to tell time and memory of these.
         engine: How cells are trained; each alone by default.
+        overlap: As in `run`.
 
     Raises:
         BenchError: As in `run`, or the device is not there.
@@ -83,6 +85,8 @@ def run_entries(
     if backend is not None:
         if per_device is not None:
             raise BenchError("--per-device: is for this machine; a cluster has `gpus:` in the file of --cluster.")
+        if overlap is not None:
+            raise BenchError(f"--{'' if overlap else 'no-'}overlap: is for this machine; leave it out with --on {on}.")
         from harness.backends import Asked
 
         asked = Asked(workers, fail_fast, cluster, detach, tuple(known), follow)
@@ -91,9 +95,15 @@ def run_entries(
     estimates = Estimates(known, gpu=devices[0] != "cpu")
     jobs = [*engine.jobs(e.cell for e in todo), *([cell] for cell in (follow.later if follow else ()))]
     slots, said = slots_of(devices, jobs, estimates, workers, per_device)
+    at_once = None
+    if overlaps(overlap, devices, workers) and len(slots) < len(jobs):
+        at_once = Counter(slots)
+        slots, said = with_more(slots, len(jobs))
     if said:
         console.print(said, highlight=False)
-    return run_cells([*todo], place, slots, console, fail_fast, estimates, follow=follow, engine=engine)
+    return run_cells(
+        [*todo], place, slots, console, fail_fast, estimates, follow=follow, engine=engine, at_once=at_once
+    )
 
 
 def tuned(todo: Sequence[Entry], out: Path) -> tuple[Sequence[Entry], Follow | None]:
@@ -168,6 +178,37 @@ def slots_of(
     return ["cpu"] * count, (
         f"{_workers(count)}: {cores()} cores, {free / 1024:.1f} GB free, about {peak / 1024:.1f} GB {of} ({how})"
     )
+
+
+def overlaps(overlap: bool | None, devices: Sequence[str], workers: int | None) -> bool:
+    """Whether each device has one process more than train on it at once, so that one evaluates while others train.
+
+    Args:
+        overlap: What was asked for; None for GPUs only, because on a CPU each process has a core of its own.
+        devices: From `devices_of`.
+        workers: Processes that train at once, or None.
+
+    Raises:
+        BenchError: On a CPU `workers` must say which of the cores are to train.
+    """
+    if overlap and devices[0] == "cpu" and workers is None:
+        raise BenchError(
+            "--overlap: on a CPU it needs --workers N: N cells train at once, and one process more evaluates."
+        )
+    return devices[0] != "cpu" if overlap is None else overlap
+
+
+def with_more(slots: Sequence[str], most: int) -> tuple[list[str], str]:
+    """The device of every process where each device has one more than train on it at once, and how many there are.
+
+    Args:
+        slots: The device of every process that trains, from `slots_of`.
+        most: No more processes than this, the number of jobs.
+    """
+    more = [*dict.fromkeys(slots)][: most - len(slots)]
+    parts = [f"{n} {'train' if n > 1 else 'trains'} on {name}" for name, n in Counter(slots).items()]
+    parts.append(f"{len(more)} more {'evaluate' if len(more) > 1 else 'evaluates'}")
+    return [*slots, *more], f"{_workers(len(slots) + len(more))}: {', '.join(parts)}"
 
 
 def devices_of(asked: str) -> list[str]:

@@ -11,7 +11,7 @@ def add_local_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=int,
         metavar="N",
-        help="processes at once (default: one for each core, as far as memory goes; on GPUs --per-device for each)",
+        help="cells that train at once (default: one a core, as far as memory goes; on GPUs --per-device for each)",
     )
     parser.add_argument(
         "--devices",
@@ -21,4 +21,10 @@ def add_local_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         help="auto (all GPUs, else the CPU), cpu, cuda:N or several: cuda:0,cuda:1 (default: auto)",
     )
-    parser.add_argument("--per-device", type=int, metavar="N", help="cells at once on each GPU (default: 1)")
+    parser.add_argument("--per-device", type=int, metavar="N", help="cells that train at once on each GPU (default: 1)")
+    parser.add_argument(
+        "--overlap",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="one process more on each device, so that cells are evaluated while others train (default: on GPUs)",
+    )

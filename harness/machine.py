@@ -58,6 +58,13 @@ def peak(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
+def empty_cache(device: str) -> None:
+    """Give the memory of a GPU back that this process holds and does not use, for other processes on it."""
+    if device.startswith("cuda"):
+        with contextlib.suppress(RuntimeError):  # a device with a fault; what raised it says more
+            torch.cuda.empty_cache()
+
+
 def settle(device: str) -> None:
     """What a process that trains sets once: one thread, denormals to zero, deterministic algorithms on a GPU."""
     torch.set_num_threads(1)

@@ -29,6 +29,7 @@ class RunProgress:
         work: What all cells are expected to take, in any unit; by default each takes 1.
         seconds: Whether that unit is seconds, so that it tells the time left before anything is done.
         out: Folder of results, to say where the log of a failed cell is.
+        at_once: How many of the processes train at once; all by default.
     """
 
     def __init__(
@@ -39,12 +40,15 @@ class RunProgress:
         work: float | None = None,
         seconds: bool = False,
         out: Path | None = None,
+        at_once: int | None = None,
     ) -> None:
         self._total, self._work, self._console = total, float(total) if work is None else work, console
-        self._workers, self._seconds, self._out = workers, seconds, out
+        self._workers, self._seconds, self._out, self._at_once = workers, seconds, out, at_once or workers
         self._done, self._worked = 0, 0.0  # cells, and what they weighed
         self._running: dict[int, tuple[float, float, float]] = {}  # slot → weight, share done, when it began
         self._rest: dict[int, float] = {}  # slot → what an ended cell of a group leaves of the group's weight
+        self._waits: dict[int, float] = {}  # slot → since when it waits for its turn to train
+        self._waited: defaultdict[int, float] = defaultdict(float)  # slot → seconds that its cell has waited
         self._trained: set[int] = set()  # slots whose cell was trained in this run, and not only evaluated
         self._spent: defaultdict[str, float] = defaultdict(float)  # seconds of the processes
         self._states: Counter[str] = Counter()
@@ -85,6 +89,7 @@ class RunProgress:
         """A worker took a cell, which is expected to take `weight` of the work."""
         self._running[slot] = weight, 0.0, time.monotonic()
         self._trained.discard(slot)
+        self._waited.pop(slot, None)
         self._tasks[slot] = self._bars.add_task(_plain(title), total=1.0, note="loading")
 
     def continued(self, slot: int, title: str) -> None:
@@ -99,6 +104,14 @@ class RunProgress:
         note = "scoring" if done >= total else f"loss {loss:.4f}"
         self._bars.update(self._tasks[slot], completed=done / total, note=note)
         self._refresh()
+
+    def awaits(self, slot: int, waits: bool) -> None:
+        """A worker waits for its turn to train, or that is over."""
+        if waits:
+            self._waits[slot] = time.monotonic()
+        else:
+            self._waited[slot] += time.monotonic() - self._waits.pop(slot)
+        self._bars.update(self._tasks[slot], note="waiting" if waits else "training")
 
     def put_off(self, slot: int, rest: int = 0) -> tuple[float, float]:
         """A cell goes back to where it waited, or its process died; returns its weight and when it began.
@@ -149,9 +162,10 @@ class RunProgress:
         of = "" if self._done == self._total else f" of {self._total}"
         lines = [f"{self._done}{of} cells in {duration(wall)}, {3600 * self._done / wall:.0f} an hour: {states}"]
         whole = wall * self._workers
-        spent = [(kind, self._spent[kind] / whole) for kind in ("training", "evaluation", "other", "preparation")]
+        kinds = ["training", "evaluation", "other", *(["waiting"] if self._spent["waiting"] else []), "preparation"]
+        spent = [(kind, self._spent[kind] / whole) for kind in kinds]
         spent.append(("idle", max(0.0, 1 - sum(share for _, share in spent))))
-        names = {"other": "loading and storing"}
+        names = {"other": "loading and storing", "waiting": "waiting for the device"}
         shares = ", ".join(f"{names.get(kind, kind)} {100 * share:.0f} %" for kind, share in spent)
         workers = f"{self._workers} workers" if self._workers > 1 else "1 worker"
         return [*lines, f"time of {workers}: {shares}"]
@@ -161,11 +175,16 @@ class RunProgress:
         evaluation = min(seconds, record.cost.get("eval_s", 0.0))
         here = record.cost.get("train_s", 0.0) if record.cost else seconds  # a cell that failed says nothing
         here *= record.environment.get("fused_cells", 1)  # the first record of a group comes after the group's training
-        training = min(seconds - evaluation, here) if slot in self._trained else 0.0
+        waited = self._waited.pop(slot, 0.0)
+        if slot in self._waits:  # its process ended while it waited
+            waited += time.monotonic() - self._waits.pop(slot)
+        waited = min(waited, seconds - evaluation)
+        training = min(seconds - evaluation - waited, here) if slot in self._trained else 0.0
         self._trained.discard(slot)
         self._spent["training"] += training
         self._spent["evaluation"] += evaluation
-        self._spent["other"] += seconds - training - evaluation
+        self._spent["waiting"] += waited
+        self._spent["other"] += seconds - training - evaluation - waited
 
     def _log(self, record: RunRecord) -> str:
         """Where the log of a failed cell is."""
@@ -197,7 +216,7 @@ class RunProgress:
         if whole > TRUSTED * self._work:
             seconds = (time.monotonic() - self._began) * left / whole
         elif self._seconds:
-            seconds = left / self._workers
+            seconds = left / self._at_once
         else:
             return ""
         return f"about {duration(seconds)} left" if seconds >= 1 else ""

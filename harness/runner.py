@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import multiprocessing as mp
 import os
+import tempfile
 import time
-from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -34,6 +36,7 @@ from harness.processes import cause_of_death, deaf_to_ctrl_c, one_thread, oom_ki
 from harness.progress import RunProgress
 from harness.records import RunRecord
 from harness.seeds import TUNING_SEED
+from harness.turns import Turns
 
 Run = Callable[..., RunRecord]  # as harness.worker.run_cell
 FAILED = ("error", "oom", "timeout", "diverged")  # what --fail-fast stops at
@@ -52,6 +55,7 @@ class Worker:
     faulty: bool = False  # a cell of the group ended with an error
     limit: float | None = None  # seconds for all of its cells together
     deadline: float | None = None
+    waits: float | None = None  # since when, where it waits for its turn to train
     kills: int | None = None  # of the system for lack of memory, when the cell began
 
 
@@ -64,6 +68,7 @@ class Pool:
         devices: The device of each process.
         run: What a process runs a cell with; by default `harness.worker.run_cell`.
         engine: How that trains a cell alone: "single" or "compiled".
+        at_once: By device, how many of its processes train at once; devices that are not named have no such bound.
         slots: The processes that were started, by their index in `devices`.
     """
 
@@ -71,12 +76,24 @@ class Pool:
     devices: Sequence[str]
     run: Run | None = None
     engine: str = "single"
+    at_once: Mapping[str, int] = field(default_factory=dict)
     slots: dict[int, Worker] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="bench-turns-") if self.at_once else None
+
+    @property
+    def training(self) -> int:
+        """How many processes train at once."""
+        return sum(min(n, self.at_once.get(device, n)) for device, n in Counter(self.devices).items())
 
     def seat(self, slot: int) -> Place:
         """The place as the process of a slot sees it."""
         device = self.devices[slot]
-        return replace(self.place, device=device, beside=self.devices.count(device))
+        turns = None
+        if self._folder is not None and device in self.at_once:
+            turns = Turns(Path(self._folder.name), device, self.at_once[device])
+        return replace(self.place, device=device, beside=self.devices.count(device), turns=turns)
 
     def start(self, slot: int) -> Worker:
         """Start a worker in a slot, replacing a dead one."""
@@ -107,6 +124,8 @@ class Pool:
             for worker in self.slots.values():
                 if worker.process.is_alive():
                     _end_now(worker)
+            if self._folder is not None:
+                self._folder.cleanup()
 
 
 def _serve(connection: Connection, place: Place, run: Run | None, engine: str) -> None:
@@ -126,6 +145,7 @@ def run_cells(
     run: Run | None = None,
     follow: Follow | None = None,
     engine: Engine | None = None,
+    at_once: Mapping[str, int] | None = None,
 ) -> list[RunRecord]:
     """Run cells on local worker processes.
 
@@ -139,6 +159,8 @@ def run_cells(
         run: What a process runs a cell with instead of `harness.worker.run_cell`; for measurements and tests.
         follow: Cells that join the queue while others end.
         engine: How cells are trained; each alone by default.
+        at_once: By device, how many of its processes train at once while the others load, evaluate and store; all of
+            them by default.
 
     Returns:
         The records of all cells that were started.
@@ -152,13 +174,19 @@ def run_cells(
     estimates = estimates or Estimates(())
     follow = follow or Follow(lambda cell, record: ())
     fresh = {e.cell.eval_id for e in entries if not e.todo} | follow.fresh  # finished ones that were asked for again
-    pool = Pool(place, [*devices[: max(1, len(jobs) + follow.total)]], run, engine.name)
+    pool = Pool(place, [*devices[: max(1, len(jobs) + follow.total)]], run, engine.name, at_once or {})
     records: list[RunRecord] = []
     clean = False
     known = [estimates.weight(c) for c in (*cells, *follow.later)]
     work = sum(known) * (len(cells) + follow.total) / max(1, len(known))  # of trials only the number is known
     progress = RunProgress(
-        len(cells) + follow.total, console, len(pool.devices), work=work, seconds=estimates.known > 0, out=place.out
+        len(cells) + follow.total,
+        console,
+        len(pool.devices),
+        work=work,
+        seconds=estimates.known > 0,
+        out=place.out,
+        at_once=pool.training,
     )
     try:
         faults = _prepare_all([*cells, *follow.later], pool, console)
@@ -293,7 +321,7 @@ def _begin(pool: Pool, slot: int, job: list[Cell], fresh: set[str], alone: bool)
     if worker is None or not worker.process.is_alive():
         worker = pool.start(slot)
     worker.cell, *worker.rest = job
-    worker.faulty = False
+    worker.faulty, worker.waits = False, None
     worker.limit = sum(c.timeout or 0.0 for c in job) if all(c.timeout for c in job) else None
     worker.deadline = time.monotonic() + worker.limit + START_SECONDS if worker.limit else None
     worker.kills = oom_kills()
@@ -322,6 +350,9 @@ def _collect(pool: Pool, progress: RunProgress) -> Iterator[tuple[int, RunRecord
             pool.start(slot)
         elif message[0] == "started":
             worker.deadline = time.monotonic() + worker.limit if worker.limit else None
+        elif message[0] == "waits":
+            _wait(worker, message[1])
+            progress.awaits(slot, message[1])
         elif message[0] == "progress":
             progress.moved(slot, *message[1])
         else:
@@ -334,11 +365,23 @@ def _collect(pool: Pool, progress: RunProgress) -> Iterator[tuple[int, RunRecord
             if worker.cell is not None:
                 progress.continued(slot, worker.cell.title)
     for slot, worker in list(pool.slots.items()):
-        if worker.cell is not None and worker.deadline is not None and time.monotonic() > worker.deadline:
+        if worker.cell is not None and _late(worker):
             _end_now(worker)
             reason = f"not finished after {worker.limit:g} s"
             yield from _ended(pool, slot, "timeout", reason, progress)
             pool.start(slot)
+
+
+def _wait(worker: Worker, waits: bool) -> None:
+    """A worker waits for its turn to train, or that is over; its cell's timeout does not count the time between."""
+    now = time.monotonic()
+    if worker.deadline is not None and worker.waits is not None:
+        worker.deadline += now - worker.waits
+    worker.waits = now if waits else None
+
+
+def _late(worker: Worker) -> bool:
+    return worker.deadline is not None and worker.waits is None and time.monotonic() > worker.deadline
 
 
 def _reported(worker: Worker, eval_id: str) -> Cell:

@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,7 @@ CHECKPOINT_SECONDS = float(os.environ.get("BENCH_CHECKPOINT_SECONDS", "20"))
 
 
 class Stopped(Exception):
-    """Training was asked to stop; its checkpoint is written."""
+    """Training was asked to stop; its checkpoint is written, if it had begun."""
 
 
 @dataclass
@@ -101,6 +102,8 @@ class Hooks:
         validate: Called after every epoch with the network in evaluation mode; metric values by name.
         began: Called once before the first step with the number of steps that a checkpoint brought.
         write: Writes checkpoints.
+        turn: Held while the device trains: a context, given what says that the training is to stop. It raises
+            `Stopped` where that comes first.
     """
 
     report: Callable[[int, int, float], None] = lambda done, total, loss: None
@@ -108,10 +111,14 @@ class Hooks:
     validate: Callable[[nn.Module], dict[str, float]] | None = None
     began: Callable[[int], None] = lambda step: None
     write: Write = write_atomic
+    turn: Callable[[Callable[[], bool]], AbstractContextManager[None]] = lambda stop: nullcontext()
 
 
 class Steps(Protocol):
     """What the training loop drives."""
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Held from the start to the end: the right to train on the device."""
 
     def begin(self) -> None:
         """Start, or take up from a checkpoint."""
@@ -134,13 +141,14 @@ class Steps(Protocol):
 
 def training_loop(steps: Steps) -> None:
     """Train to the end."""
-    steps.begin()
-    while (epoch := steps.epoch()) is not None:
-        while steps.epoch() == epoch:
-            steps.pause()
-            steps.step()
-        steps.end_epoch(epoch)
-    steps.finish()
+    with steps.turn():
+        steps.begin()
+        while (epoch := steps.epoch()) is not None:
+            while steps.epoch() == epoch:
+                steps.pause()
+                steps.step()
+            steps.end_epoch(epoch)
+        steps.finish()
 
 
 class Trainer:
@@ -217,15 +225,18 @@ class Trainer:
         training_loop(self)
         return self.progress
 
+    def turn(self) -> AbstractContextManager[None]:
+        """The right to train on the device; a training that is over needs none."""
+        return nullcontext() if self.epoch() is None else self.hooks.turn(self.hooks.stop)
+
     def begin(self) -> None:
-        """Start, or take up from the checkpoint; once only."""
+        """Start, or take up from the checkpoint, once only; the time counts from the last call."""
         if not self._begun:
             if not self._resume():
                 self.progress.fingerprints = {"init": digest(self.model), "batches": self._fingerprint()}
             self._begun = True
-            self._saved = time.monotonic()
             self.hooks.began(self.progress.step)
-        self._since = time.monotonic()
+        self._since = self._saved = time.monotonic()
         self.model.train()
 
     def epoch(self) -> int | None:

@@ -11,6 +11,7 @@ import signal
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from harness.fused import train, train_one
 from harness.loss_scores import loss_scores
 from harness.losses.build import build_loss
 from harness.losses.prepared import prepare_loss
-from harness.machine import die_with_parent, environment, named, peak, reset_peak, settle
+from harness.machine import die_with_parent, empty_cache, environment, named, peak, reset_peak, settle
 from harness.metrics.engines import check_engine
 from harness.models.build import build_model, digest, digest_of_state
 from harness.models.weights import load_initial
@@ -318,13 +319,14 @@ def _train(
         device=device,
     )
     trainer: Trainer
+    path = folder / "checkpoint.pt"
 
     def began(step: int) -> None:
         resumed = f", resumed from step {step}" if step else ""
         log(folder, f"{cell.title} on {named(device)}: {trainer.steps} steps{resumed}")
 
-    hooks = Hooks(report, stop, validator(cell, cases, manifest, device), began, lease.write)
-    trainer = Trainer(cell, model, loss, data, classes, device, hooks, folder / "checkpoint.pt")
+    hooks = Hooks(report, stop, validator(cell, cases, manifest, device), began, lease.write, partial(_turn, place))
+    trainer = Trainer(cell, model, loss, data, classes, device, hooks, path)
     view = cases.view(cell, manifest)
     told = {} if view == cell.data["view"] else {"view": json.dumps(view, sort_keys=True)}  # words became numbers
     for text in told.values():
@@ -336,7 +338,8 @@ def _train(
         trainer.begin()  # a checkpoint of no use shows before other cells wait for this one
         yield trainer
     except Stopped:
-        log(folder, f"stopped at step {trainer.progress.step} of {trainer.steps}, checkpoint written")
+        kept = "checkpoint written" if path.is_file() else "it had not begun"
+        log(folder, f"stopped at step {trainer.progress.step} of {trainer.steps}, {kept}")
         raise
     state = trainer.progress
     columns = list(dict.fromkeys(key for row in state.curve for key in row))
@@ -365,6 +368,29 @@ def _train(
         checks=checked,
         files={"curve.csv": curve},
     )
+
+
+@contextlib.contextmanager
+def _turn(place: Place, stop: Callable[[], bool]) -> Iterator[None]:
+    """The right to train on the device; what is not in use of its memory is left to the others before and after.
+
+    Raises:
+        Stopped: There was none before `stop` said so.
+    """
+    if place.turns is None:
+        yield
+        return
+    empty_cache(place.device)
+    with place.turns.taken(stop) as mine:
+        if not mine:
+            raise Stopped
+        try:
+            yield
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # what they hold would be missing in the next training
+            raise
+        finally:
+            empty_cache(place.device)
 
 
 def _tuned(cell: Cell, place: Place) -> Choice:
@@ -432,10 +458,22 @@ def worker_main(connection: Connection, place: Place, run: Callable[..., RunReco
         nonlocal stopping
         stopping = True
 
+    def tell(kind: str, content: Any) -> None:
+        nonlocal stopping
+        try:
+            connection.send((kind, content))
+        except OSError:  # the parent is gone: keep the checkpoint and end
+            stopping = True
+
+    def report(done: int, total: int, loss: float) -> None:
+        tell("progress", (done, total, loss))
+
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     die_with_parent()
     settle(place.device)
+    if place.turns is not None:
+        place = replace(place, turns=replace(place.turns, tell=partial(tell, "waits")))
     cases = Cases(place)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while not stopping:
@@ -445,13 +483,6 @@ def worker_main(connection: Connection, place: Place, run: Callable[..., RunReco
             if task == "prepare":
                 connection.send(("prepared", prepare_case(place, *payload)))
                 continue
-
-            def report(done: int, total: int, loss: float) -> None:
-                nonlocal stopping
-                try:
-                    connection.send(("progress", (done, total, loss)))
-                except OSError:  # the parent is gone: keep the checkpoint and end
-                    stopping = True
 
             connection.send(("started", None))
             if task == "group":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from harness.cell import Place
@@ -18,7 +19,9 @@ from harness.losses.needs import MODEL_NEEDS
 from harness.models import MODELS
 from harness.models.build import build_model, digest
 from harness.models.unet import UNet
+from harness.plan import Entry
 from harness.resolve import load
+from harness.runner import run_cells
 from harness.suite import load_suite
 from harness.train import Trainer
 from harness.worker import Cases
@@ -88,6 +91,18 @@ def test_a_fused_step_never_waits_for_the_device(cells, tmp_path: Path) -> None:
         group.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_evaluation_beside_training_changes_no_bit(cells, tmp_path: Path) -> None:
+    """Two cells, alone and with a process more than trains at once."""
+    entries = [Entry(cells[loss], "missing") for loss in ("ce", "dice")]
+    found = []
+    for name, devices, at_once in (("plain", ["cuda:0"], None), ("beside", ["cuda:0"] * 2, {"cuda:0": 1})):
+        place = Place(tmp_path / name, None)
+        records = run_cells(entries, place, devices, Console(quiet=True), at_once=at_once)
+        assert [r.status for r in records] == ["ok", "ok"], [r.message for r in records]
+        found.append({r.eval_id: (r.weights, r.fingerprints, r.files) for r in records})
+    assert found[0] == found[1]
 
 
 def _twice(make: Callable[[], Trainer]) -> tuple[list[str], set[str]]:

@@ -13,11 +13,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from harness import launch, processes
+from harness import cell_log, launch, processes, runner
 from harness.cell import Cell, Place
 from harness.errors import BenchError
 from harness.estimates import Estimates
-from harness.launch import devices_of, slots_of
+from harness.launch import devices_of, overlaps, run_entries, slots_of, with_more
 from harness.plan import Entry
 from harness.records import RunRecord, read_record
 from harness.runner import run_cells
@@ -123,6 +123,48 @@ def test_processes_are_dealt_to_the_devices(cells: list[Cell]) -> None:
             slots_of(jobs=jobs, estimates=known, **given)
 
 
+def test_a_device_has_one_process_more_than_train_on_it() -> None:
+    one, two = ["cuda:0"] * 2, ["cuda:0", "cuda:1"]
+    assert with_more(one, 9) == (["cuda:0"] * 3, "3 workers: 2 train on cuda:0, 1 more evaluates")
+    assert with_more(two, 9)[0] == two * 2
+    assert with_more(two, 9)[1] == "4 workers: 1 trains on cuda:0, 1 trains on cuda:1, 2 more evaluate"
+    assert with_more(two, 3)[0] == ["cuda:0", "cuda:1", "cuda:0"]  # no more processes than cells
+    assert overlaps(None, two, None) and not overlaps(None, ["cpu"], 2)
+    assert not overlaps(False, two, None) and overlaps(True, ["cpu"], 2)
+    with pytest.raises(BenchError, match="--overlap: on a CPU it needs --workers N"):
+        overlaps(True, ["cpu"], None)
+
+
+def test_overlap_is_a_flag_of_this_machine(cells: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [Entry(cell, "missing") for cell in cells]
+    place, given = Place(tmp_path, None), {"reports": tmp_path / "r", "console": Console(quiet=True)}
+    monkeypatch.setattr(launch, "_elsewhere", lambda *_: pytest.fail)
+    for overlap, words in [(True, "--overlap: is for this machine"), (False, "--no-overlap: is for this machine")]:
+        with pytest.raises(BenchError, match=words):
+            run_entries(entries, place, on="slurm", overlap=overlap, **given)
+    monkeypatch.undo()
+    seen: list[Any] = []
+    monkeypatch.setattr("harness.runner.run_cells", lambda *args, **more: seen.append((args[2], more["at_once"])) or [])
+    monkeypatch.setattr(launch, "devices_of", lambda asked: asked.split(","))
+    for device, more in [
+        ("cuda:0,cuda:1", {}),
+        ("cuda:0", {"per_device": 2}),
+        ("cuda:0", {"per_device": 4}),
+        ("cuda:0", {"overlap": False}),
+        ("cpu", {"workers": 2}),
+        ("cpu", {"workers": 2, "overlap": True}),
+    ]:
+        run_entries(entries, place, device=device, **given, **more)
+    assert seen == [
+        (["cuda:0", "cuda:1"] * 2, {"cuda:0": 1, "cuda:1": 1}),
+        (["cuda:0"] * 3, {"cuda:0": 2}),
+        (["cuda:0"] * 4, None),  # as many processes as cells: each trains at once
+        (["cuda:0"], None),
+        (["cpu"] * 2, None),
+        (["cpu"] * 3, {"cpu": 2}),
+    ]
+
+
 def test_on_a_cpu_memory_bounds_the_processes(cells: list[Cell], monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = [[cell] for cell in cells]
     monkeypatch.setattr(launch, "cores", lambda: 16)
@@ -159,6 +201,21 @@ def test_every_process_has_its_device(cells: list[Cell], acts: Any, tmp_path: Pa
     records = run_cells(entries, Place(tmp_path, None), ["cpu", "meta", "cpu"], Console(quiet=True), run=acts.where)
     told = {r.environment["process"]: (r.environment["device"], r.environment["beside"]) for r in records}
     assert len(records) == 4 and sorted(told.values()) == [("cpu", 2), ("cpu", 2), ("meta", 1)]
+
+
+def test_a_process_more_counts_for_memory_and_for_what_helps(tmp_path: Path) -> None:
+    pool = runner.Pool(Place(tmp_path, None), ["cuda:0", "cuda:1", "cuda:0"], at_once={"cuda:0": 1})
+    first, second = pool.seat(2), pool.seat(1)
+    assert first.beside == 2 and first.turns is not None and (first.turns.count, first.turns.device) == (1, "cuda:0")
+    assert second.beside == 1 and second.turns is None and pool.training == 2
+    assert "2 cells share it, so fewer at once (--no-overlap)" in cell_log._fewer(first)
+    several = replace(first, beside=3, turns=replace(first.turns, count=2))
+    assert "3 cells share it, so fewer at once (--per-device or --no-overlap)" in cell_log._fewer(several)
+    folder = first.turns.folder
+    with first.turns.taken(lambda: False):
+        assert len([*folder.iterdir()]) == 1
+    pool.end(0.0)
+    assert not folder.exists()
 
 
 def test_a_process_that_the_system_killed_for_memory_is_out_of_memory(

@@ -43,6 +43,7 @@ def rank_command(args: argparse.Namespace) -> int:
             cluster=args.cluster,
             detach=args.detach,
             per_device=args.per_device,
+            overlap=args.overlap,
         )
     except CheckFailed as error:
         if args.json:

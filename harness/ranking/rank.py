@@ -99,6 +99,7 @@ def rank(
     cluster: str | Path | None = None,
     detach: bool = False,
     per_device: int | None = None,
+    overlap: bool | None = None,
 ) -> Ranked:
     """Place losses among those of a suite, whose records stay as they are.
 
@@ -123,6 +124,7 @@ def rank(
         cluster: A file that describes the cluster.
         detach: Submit to the cluster and go on; cells that are not finished have no result yet.
         per_device: As in `harness.api.run`.
+        overlap: As in `harness.api.run`.
 
     Returns:
         Tier, rank and difference from the baseline of each loss, with what they rest on.
@@ -165,6 +167,7 @@ def rank(
             cluster=Path(cluster) if cluster is not None else None,
             detach=detach,
             per_device=per_device,
+            overlap=overlap,
             known=[e.record for e in entries if e.record is not None],
         )
         entries = make_plan(whole, outs, reports)

@@ -150,6 +150,12 @@ def engine_notes(entries: Sequence[Entry]) -> list[str]:
             "that of compiling."
         )
     notes += [f"{model} was trained alone and as it is: {reason}." for (model, reason) in sorted(alone)]
+    most = max((int(e.record.environment.get("processes", 1)) for e in entries if e.record), default=1)
+    if most > 1:
+        notes.append(
+            f"Up to {most} processes shared a device, which makes steps slower at times: to compare the time of losses, "
+            "run them with --no-overlap and one process on each device."
+        )
     return notes
 
 

@@ -364,7 +364,7 @@ def _train(
         fingerprints=state.fingerprints | {"train_data": cases.fingerprint} | told,
         weights=digest(model),
         cost=cost,
-        environment=environment(device) | trainer.engine,
+        environment=environment(device) | _beside(place) | trainer.engine,
         checks=checked,
         files={"curve.csv": curve},
     )
@@ -391,6 +391,11 @@ def _turn(place: Place, stop: Callable[[], bool]) -> Iterator[None]:
             raise
         finally:
             empty_cache(place.device)
+
+
+def _beside(place: Place) -> dict[str, Any]:
+    """What shared the device with the training, as the record says it; each worker on a CPU has a core of its own."""
+    return {} if place.device == "cpu" or place.beside == 1 else {"processes": place.beside}
 
 
 def _tuned(cell: Cell, place: Place) -> Choice:

@@ -134,6 +134,8 @@ def test_the_report_says_how_cells_were_trained(cells: list[Cell]) -> None:
     assert "Cells trained fused (--engine fused): 1 in groups of 2" in notes[-1]
     (note,) = engine_notes([_made(one, engine="single", engine_note="it reads numbers")])
     assert "trained alone and as it is: it reads numbers" in note
+    (note,) = engine_notes([_made(one, processes=2), _made(two)])
+    assert note.startswith("Up to 2 processes shared a device")
 
 
 def test_a_group_makes_the_records_of_its_cells(cells: list[Cell], tmp_path: Path) -> None:

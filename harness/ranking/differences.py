@@ -12,6 +12,7 @@ NAMES = {
     "device": "the device", "threads": "the number of threads", "instructions": "the processor's instructions",
     "platform": "the operating system", "bench": "the version of bench", "python": "the version of Python",
     "engine": "the engine of training", "fused_cells": "the number of cells trained as one",
+    "processes": "the number of processes on the device",
 }  # fmt: skip
 PAIRED = {"init": "initial weights", "batches": "batches"}
 
@@ -33,7 +34,8 @@ def hardware_differs(entries: Sequence[Entry], ranked: Sequence[str]) -> bool:
     ours = _values([e for e in entries if e.cell.loss_label in ranked])
     theirs = _values([e for e in entries if e.cell.loss_label not in ranked])
     return any(
-        ours[k] | theirs[k] != ours[k] for k in ("device", "engine", "instructions", "platform", "threads", "torch")
+        ours[k] | theirs[k] != ours[k]
+        for k in ("device", "engine", "instructions", "platform", "processes", "threads", "torch")
     )
 
 
@@ -54,7 +56,7 @@ def _values(entries: Sequence[Entry]) -> defaultdict[str, set[str]]:
     found: defaultdict[str, set[str]] = defaultdict(set)
     for entry in entries:
         environment = entry.record.environment if entry.record else {}
-        for key, value in ({"engine": "single"} | environment if environment else {}).items():
+        for key, value in ({"engine": "single", "processes": 1} | environment if environment else {}).items():
             if key != "engine_note":
                 found[key].add(str(value))
     return found

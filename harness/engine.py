@@ -153,8 +153,8 @@ def engine_notes(entries: Sequence[Entry]) -> list[str]:
     most = max((int(e.record.environment.get("processes", 1)) for e in entries if e.record), default=1)
     if most > 1:
         notes.append(
-            f"Up to {most} processes shared a device, which makes steps slower at times: to compare the time of losses, "
-            "run them with --no-overlap and one process on each device."
+            f"Up to {most} processes shared a device, which makes steps slower at times: to compare the time of "
+            "losses, run them with --no-overlap and one process on each device."
         )
     return notes
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +17,7 @@ from harness.errors import BenchError
 NAME = "checkpoint.pt"
 
 _MARK, _DIGEST = b"\nbench checkpoint ", b" sha256 "
-_WORD = 8  # the engine, filled up with spaces
+_WORD = 16  # the engine, filled up with spaces
 _LENGTH = len(_MARK) + _WORD + len(_DIGEST) + 64
 
 
@@ -59,20 +60,28 @@ def save(content: Any, stream: IO[bytes]) -> str:
     return hashing.digest.hexdigest()
 
 
+def word_of(about: Mapping[str, Any]) -> str:
+    """How a cell was trained, in a word, from what its record or checkpoint says: "single", "compiled" or "fused".
+
+    "single/fused" is a cell that trained alone in a fused run, because its network left no choice.
+    """
+    engine = str(about.get("engine", "single"))  # before there were several, there was no word
+    return f"{engine}/{about['instead_of']}" if "instead_of" in about else engine
+
+
 def write_checkpoint(content: dict[str, Any], stream: IO[bytes]) -> None:
     """Write a checkpoint: torch's file, then the engine and 64 digits, the SHA-256 of both.
 
     Args:
-        content: What to keep; its `engine` says how the training was begun.
+        content: What to keep; its `engine` says how the training was begun, its `progress` how far it is.
         stream: The file.
     """
-    about = content.get("engine", {})
-    word = ("either" if "engine_note" in about else str(about.get("engine", "single"))).encode().ljust(_WORD)
-    stream.write(_last_line(word, save(content, stream)))
+    word = word_of(content["engine"]) if content["progress"]["step"] else ""
+    stream.write(_last_line(word.encode().ljust(_WORD), save(content, stream)))
 
 
-def engine_of_checkpoint(path: Path) -> str | None:
-    """How the training of a checkpoint was begun; None where there is none, or its network leaves no choice.
+def engine_of_checkpoint(path: Path) -> str:
+    """How the training of a checkpoint was begun, as `word_of`; empty where there is none that was.
 
     Raises:
         OSError: The system refuses to read it.
@@ -82,15 +91,14 @@ def engine_of_checkpoint(path: Path) -> str | None:
             stream.seek(-_LENGTH, io.SEEK_END)
             line = stream.read()
     except FileNotFoundError:
-        return None
+        return ""
     except OSError as error:
         if error.errno == errno.EINVAL:  # shorter than its last line
-            return None
+            return ""
         raise
     if not line.startswith(_MARK):
-        return None  # damaged: the training starts anew
-    word = line[len(_MARK) :][:_WORD].decode("ascii", "replace").strip()
-    return None if word == "either" else word
+        return ""  # damaged: the training starts anew
+    return line[len(_MARK) :][:_WORD].decode("ascii", "replace").strip()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -9,29 +9,51 @@ Numbers that a compiled pass draws are those of the plain one (`fallback_random`
 decides what is compiled: on one machine the same cell gives the same bits, after an interruption, too.
 
 A compiler can be wrong without a word: that of torch 2.13 leaves out a part of the gradient of SegResNet on a CPU. So
-every cell compares outputs and gradients of both passes before its first step.
+every cell compares outputs, gradients and running statistics of both passes, on copies of its network, before its first
+step.
 """
 
 from __future__ import annotations
 
+import copy
+import gc
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch._dynamo.exc import TorchDynamoException
+from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit
+from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 
 from harness.errors import BenchError
-from harness.fused import tensors_of
+from harness.fused import out_of_memory, tensors_of
+from harness.machine import empty_cache, reset_peak
 from harness.models.output import Output
 from harness.train import Trainer
 
 KEPT = 6  # networks whose code a process keeps; torch gives up at 8 of one class
-# How far a gradient may be off, of its own norm and of that of all: in float32 a rectifier that rounding turns on or
-# off, in bfloat16 the roundings themselves, which a fused operation leaves out.
-NEAR = {False: (0.05, 1e-3), True: (0.3, 1e-2)}
 
 _kept: set[str] = set()
+
+
+class Fault(Exception):
+    """A network that has no compiled pass, or one that gives something else; the text says what."""
+
+
+@dataclass(frozen=True)
+class Near:
+    """How far a tensor may be off: a share of its own norm, and of that of all tensors of its kind."""
+
+    own: float
+    whole: float = 0.0
+
+
+# By autocast. In float32 a rectifier that rounding turns on or off moves gradients; in bfloat16 the roundings do, which
+# a fused operation leaves out.
+OUTPUTS = {False: Near(0.01), True: Near(0.1)}
+GRADIENTS = {False: Near(0.05, 1e-3), True: Near(0.3, 1e-2)}
+NOTHING = 1e-6  # of the norm of all gradients; below it a gradient is rounding alone
 
 
 def train_compiled(trainer: Trainer, log: Callable[[str], None] = lambda text: None) -> None:
@@ -42,103 +64,132 @@ def train_compiled(trainer: Trainer, log: Callable[[str], None] = lambda text: N
         log: Takes a sentence.
 
     Raises:
-        BenchError: It was begun compiled, and cannot be compiled here.
+        BenchError: The compiler fails for want of something, or the cell was begun compiled and cannot be here.
         Exception: As `Trainer.run`.
     """
-    _make_room(trainer)
-    plain, network = trainer.model, compiled_pass(trainer)
     began = time.monotonic()
-    with trainer.turn():
-        fault = fault_of(trainer, network)
-    if fault is None:
-        trainer.engine, trainer.forward = {"engine": "compiled"}, network
-        log(f"network compiled and compared in {time.monotonic() - began:.0f} s")
-    elif trainer.progress.step > 0:
-        raise BenchError(f"the training was begun with a compiled network, which fails here: {fault}.")
-    else:
+    try:
+        with trainer.turn():
+            compare(trainer, compiled_pass)
+    except Fault as fault:
+        if trainer.progress.step > 0:
+            raise BenchError(
+                f"the training was begun with a compiled network, which fails here: {fault}; go on where it was begun, "
+                "or remove its checkpoint.pt to train it anew."
+            ) from None
         note = f"its network cannot be compiled ({fault})"
-        trainer.engine, trainer.forward = {"engine": "single", "engine_note": note}, plain
+        trainer.engine = {"engine": "single", "engine_note": note, "instead_of": "compiled"}
         log(f"trained as it is: {note}")
+    else:
+        trainer.engine, trainer.forward = {"engine": "compiled"}, compiled_pass(trainer.model)
+        log(f"network compiled and compared in {time.monotonic() - began:.0f} s")
+    gc.collect()
+    empty_cache(str(trainer.device))
+    reset_peak(trainer.device)  # what compiling and comparing took is no need of the cell
     trainer.run()
 
 
-def compiled_pass(trainer: Trainer) -> Callable[[Tensor], Output]:
-    """The pass of a cell's network, to be compiled at its first call."""
+def compiled_pass(network: nn.Module) -> Callable[[Tensor], Output]:
+    """The pass of a network, to be compiled at its first call."""
     found: Callable[[Tensor], Output] = torch.compile(
-        trainer.model, fullgraph=True, dynamic=False, options={"fallback_random": True}
+        network, fullgraph=True, dynamic=False, options={"fallback_random": True}
     )
     return found
 
 
-def fault_of(trainer: Trainer, network: Callable[[Tensor], Output]) -> str | None:
-    """What is wrong with a compiled pass; None where outputs and gradients are those of the network.
+def compare(trainer: Trainer, compiler: Callable[[nn.Module], Callable[[Tensor], Output]]) -> None:
+    """See that a compiled pass gives what the network gives, on copies of it: nothing of the cell is changed.
 
-    It is compiled here, and no weight, running statistic or gradient of the network is changed.
+    Raises:
+        Fault: It does not, or there is none.
+        BenchError: The compiler fails for want of something: of a compiler, of space.
     """
     image = trainer.draw().parts(trainer.accumulate)[0].image.contiguous(memory_format=trainer.layout)
-    buffers = {name: buffer.clone() for name, buffer in trainer.model.named_buffers()}
-    found: list[dict[str, dict[str, Tensor]]] = []
+    _make_room(trainer, image)
     try:
-        for each in (trainer.model, network):
-            trainer.draw()  # the same numbers for masks of dropout
-            found.append(_seen(trainer, each, image))
-            for name, buffer in trainer.model.named_buffers():
-                found[-1]["running statistics"] |= {name: buffer.clone()}
-                buffer.copy_(buffers[name])
-    except TorchDynamoException as error:
-        return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
-    finally:
-        trainer.optimizer.zero_grad(set_to_none=True)
-        for name, buffer in trainer.model.named_buffers():
-            buffer.copy_(buffers[name])
-    plain, ours = found
-    for kind, tensors in plain.items():
-        if (worst := _apart(tensors, ours[kind], *NEAR[trainer.autocast])) is not None:
-            return f"{kind} of {worst} differ from those of the network as it is"
-    return None
+        plain, ours = (copy.deepcopy(trainer.model).train() for _ in "ab")
+    except Exception as error:
+        raise Fault(f"it cannot be copied, {_first_line(error)}") from None
+    network = compiler(ours)
+    theirs = _seen(trainer, plain, plain, image)
+    try:
+        try:
+            found = _seen(trainer, ours, network, image)
+        except FailOnRecompileLimitHit:
+            torch._dynamo.reset()
+            found = _seen(trainer, ours, network, image)
+        with torch._dynamo.config.patch(error_on_recompile=True):  # code that changes with every step
+            _seen(trainer, ours, network, image)
+    except Exception as error:  # of a compiler many kinds
+        if out_of_memory(error):
+            raise
+        if isinstance(error, BackendCompilerFailed) and isinstance(
+            error.inner_exception, (OSError, MemoryError, CppCompileError, InvalidCxxCompiler)
+        ):
+            raise BenchError(f"the network cannot be compiled for now: {_first_line(error.inner_exception)}.") from None
+        raise Fault(_first_line(error)) from None
+    near = {"outputs": OUTPUTS, "gradients": GRADIENTS, "running statistics": OUTPUTS}
+    for kind, tensors in theirs.items():
+        if (worst := _apart(tensors, found[kind], near[kind][trainer.autocast])) is not None:
+            raise Fault(f"{kind} of {worst} differ from those of the network as it is")
 
 
-def _seen(trainer: Trainer, network: Callable[[Tensor], Output], image: Tensor) -> dict[str, dict[str, Tensor]]:
-    """Outputs of a pass, and the gradients of a sum of all of them with weights of chance."""
+def _seen(
+    trainer: Trainer, model: nn.Module, network: Callable[[Tensor], Output], image: Tensor
+) -> dict[str, dict[str, Tensor]]:
+    """Outputs of a pass, the gradients of a sum of all of them with weights of chance, and what the pass keeps."""
+    trainer.draw()  # the same numbers for masks of dropout
     with trainer.precision():
         output = network(image)
     outputs = {name: value for name, value in tensors_of(output).items() if value.is_floating_point()}
     generator = torch.Generator().manual_seed(0)
     slopes = {n: torch.randn(v.shape, generator=generator).to(v) for n, v in outputs.items() if v.requires_grad}
-    trainer.optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward([outputs[name] for name in slopes], list(slopes.values()))
+    model.zero_grad(set_to_none=True)
+    if slopes:
+        torch.autograd.backward([outputs[name] for name in slopes], list(slopes.values()))
     gradients = {
         name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
-        for name, p in trainer.model.named_parameters()
+        for name, p in model.named_parameters()
         if p.requires_grad
     }
-    values = {name: value.detach().clone() for name, value in outputs.items()}
-    return {"outputs": values, "gradients": gradients, "running statistics": {}}
+    return {
+        "outputs": {name: value.detach().clone() for name, value in outputs.items()},
+        "gradients": gradients,
+        "running statistics": {name: value.clone() for name, value in model.named_buffers()},
+    }
 
 
-def _apart(theirs: dict[str, Tensor], ours: dict[str, Tensor], own: float, whole: float) -> str | None:
-    """The tensor that is farthest off, if any is too far."""
+def _apart(theirs: dict[str, Tensor], ours: dict[str, Tensor], near: Near) -> str | None:
+    """A tensor that is too far off, or that only one of the two has."""
     if theirs.keys() != ours.keys():
         return ", ".join(sorted(theirs.keys() ^ ours.keys()))
 
-    def norm(value: Tensor) -> Tensor:
-        return value.double().norm() if value.numel() else torch.zeros((), dtype=torch.float64)
+    def norm(value: Tensor) -> float:
+        return float(value.double().norm()) if value.numel() else 0.0
 
-    every = sum(float(norm(v)) ** 2 for v in theirs.values()) ** 0.5
-    off = {
-        n: float(norm(ours[n].double() - v.double())) / (own * float(norm(v)) + whole * every + 1e-30)
-        for n, v in theirs.items()
-    }
-    worst = max(off, key=lambda name: off[name], default="")
-    return worst if off and not off[worst] <= 1 else None
+    every = sum(norm(v) ** 2 for v in theirs.values() if v.is_floating_point()) ** 0.5
+    for name, value in theirs.items():
+        if not value.is_floating_point():
+            if not torch.equal(value, ours[name]):
+                return name
+            continue
+        off, own = norm(ours[name].double() - value.double()), norm(value)
+        room = near.own * own + near.whole * every + 1e-5 * value.numel() ** 0.5 * (near.whole == 0.0)
+        lost = near.whole > 0.0 and own > NOTHING * every and norm(ours[name]) == 0.0
+        if lost or not off <= room:  # a value that is no number is far off, too
+            return name
+    return None
 
 
-def _make_room(trainer: Trainer) -> None:
+def _make_room(trainer: Trainer, image: Tensor) -> None:
     """Forget all compiled code before there is too much: torch would otherwise refuse to compile."""
-    cell = trainer.cell
-    sizes = (trainer.classes, trainer.batch, trainer.accumulate, trainer.autocast)
-    key = repr((cell.model, cell.data["view"], sizes))
+    shapes = [(name, *p.shape) for name, p in trainer.model.named_parameters()]
+    key = repr((trainer.cell.model, shapes, image.shape, image.stride(), trainer.autocast))
     if key not in _kept and len(_kept) >= KEPT:
         torch._dynamo.reset()
         _kept.clear()
     _kept.add(key)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

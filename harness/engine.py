@@ -6,16 +6,18 @@ trainings part as they do between machines. One comparison is therefore trained 
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.cell import Cell
-from harness.checkpoints import NAME, engine_of_checkpoint
-from harness.errors import BenchError
+from harness.checkpoints import NAME, engine_of_checkpoint, word_of
+from harness.errors import BenchError, os_sentence
 from harness.plan import Entry
-from harness.records import RunRecord
+from harness.records import RunRecord, record_at
 
 ENGINES = ("single", "compiled", "fused", "mixed")
 
@@ -45,6 +47,9 @@ class Engine:
             raise BenchError(f"--fuse {self.fuse}: expected at least 1.")
         if self.fuse is not None and not self.groups:
             raise BenchError("--fuse: is for --engine fused and --engine mixed.")
+        compiler = os.environ.get("CXX", "g++")  # as torch looks for it
+        if self.name == "compiled" and shutil.which(compiler) is None:
+            raise BenchError(f"--engine compiled: there is no C++ compiler {compiler} here; install one, or set CXX.")
 
     @property
     def groups(self) -> bool:
@@ -73,11 +78,21 @@ class Engine:
         return jobs
 
 
-def engine_of(record: RunRecord | None) -> str | None:
-    """How a cell was trained; None where there is no training, or where its network left no choice."""
-    if record is None or record.status not in ("ok", "diverged") or "engine_note" in record.environment:
-        return None
-    return str(record.environment.get("engine", "single"))  # before there were two, there was no word
+def engine_of(record: RunRecord | None) -> str:
+    """How a cell was trained, as `checkpoints.word_of`; empty where there is no training."""
+    return word_of(record.environment) if record is not None and record.status in ("ok", "diverged") else ""
+
+
+def _begun(folder: Path) -> str:
+    """How the training in a folder was begun that has no evaluation; empty where none was.
+
+    Raises:
+        BenchError: The system refuses to read it.
+    """
+    try:
+        return engine_of(record_at(folder / "train.json")) or engine_of_checkpoint(folder / NAME)
+    except OSError as error:
+        raise BenchError(f"{folder}: {os_sentence(error)}") from None
 
 
 def check_engines(entries: Iterable[Entry], todo: Iterable[Entry], engine: Engine, out: Path) -> None:
@@ -103,14 +118,19 @@ def check_engines(entries: Iterable[Entry], todo: Iterable[Entry], engine: Engin
         if cell.eval_id not in running:
             found, what = engine_of(entry.record), "trained"
         elif entry.todo:
-            found, what = engine_of_checkpoint(cell.folder(out) / NAME), "begun"
+            found, what = _begun(cell.folder(out)), "begun"
         else:
             continue  # made anew
-        if found is not None and found != engine.name:
+        found, _, instead = found.partition("/")
+        if found and engine.name not in (found, instead):
             other[_comparison(cell), found, what] += 1
     for ((dataset, model), found, what), count in other.items():
         if (dataset, model) in touched:
-            anew = "train all of it again with --rerun all" if what == "trained" else "remove their checkpoint.pt"
+            anew = (
+                "train all of it again with --rerun all"
+                if what == "trained"
+                else "remove what they have in the folder of results, where no other command runs them"
+            )
             raise BenchError(
                 f"--engine {engine.name}: {count} of the cells of {model} on {dataset} were {what} with "
                 f"--engine {found}, and a comparison is trained one way; run it with --engine {found}, {anew}, or "
@@ -122,16 +142,18 @@ def engine_notes(entries: Sequence[Entry]) -> list[str]:
     """Sentences for a report on how its cells were trained; none where each was trained alone and as it is."""
     found: dict[tuple[str, str], Counter[str]] = {}
     sizes: Counter[int] = Counter()
-    alone: dict[tuple[str, str], str] = {}
+    alone: dict[tuple[tuple[str, str], str], list[str]] = {}
     for entry in entries:
-        kind = engine_of(entry.record)
-        if kind is not None:
-            found.setdefault(_comparison(entry.cell), Counter())[kind] += 1
-        environment = entry.record.environment if entry.record else {}
+        word = engine_of(entry.record)
+        if entry.record is None or not word:
+            continue
+        kind, _, instead = word.partition("/")
+        about = entry.record.environment
+        found.setdefault(_comparison(entry.cell), Counter())[kind] += 1
         if kind == "fused":
-            sizes[int(environment.get("fused_cells", 1))] += 1
-        elif "engine_note" in environment:
-            alone[entry.cell.model_label, str(environment["engine_note"])] = str(environment["engine_note"])
+            sizes[int(about.get("fused_cells", 1))] += 1
+        if instead:
+            alone.setdefault((_comparison(entry.cell), instead), []).append(str(about.get("engine_note", "")))
     notes = [
         f"MIXED ENGINES: of {model} on {dataset}, {_counted(kinds)}; their scores differ by rounding besides, and "
         "their times cannot be compared."
@@ -147,9 +169,13 @@ def engine_notes(entries: Sequence[Entry]) -> list[str]:
     if compiled := sum(kinds["compiled"] for kinds in found.values()):
         notes.append(
             f"Cells trained with a compiled network (--engine compiled): {compiled}. The time of a step is without "
-            "that of compiling."
+            "that of compiling, the memory on a CPU is with the compiler's."
         )
-    notes += [f"{model} was trained alone and as it is: {reason}." for (model, reason) in sorted(alone)]
+    notes += [
+        f"--engine {asked}: {len(reasons)} cells of {model} on {dataset} were trained alone and as they are: "
+        f"{reasons[0]}."
+        for ((dataset, model), asked), reasons in sorted(alone.items())
+    ]
     most = max((int(e.record.environment.get("processes", 1)) for e in entries if e.record), default=1)
     if most > 1:
         notes.append(

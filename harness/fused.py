@@ -68,7 +68,7 @@ def train(trainers: Sequence[Trainer], log: Log = lambda trainer, text: None) ->
         ended = _ending(group.run)
         if isinstance(ended, Unfusable):
             for trainer in members:
-                trainer.engine = {"engine": "single", "engine_note": str(ended)}
+                trainer.engine = {"engine": "single", "engine_note": str(ended), "instead_of": "fused"}
                 log(trainer, f"trained alone: {ended}")
             queue.appendleft(members)
             continue

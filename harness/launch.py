@@ -16,6 +16,7 @@ from harness.follow import Follow
 from harness.plan import Entry
 from harness.processes import cores, free_memory, writable
 from harness.records import RunRecord
+from harness.turns import unavailable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -97,8 +98,13 @@ def run_entries(
     slots, said = slots_of(devices, jobs, estimates, workers, per_device)
     at_once = None
     if overlaps(overlap, devices, workers) and len(slots) < len(jobs):
-        at_once = Counter(slots)
-        slots, said = with_more(slots, len(jobs))
+        if fault := unavailable():
+            if overlap:
+                raise BenchError(f"--overlap: {fault}.")
+            console.print(f"no cell is evaluated while another trains: {fault}", highlight=False)
+        else:
+            at_once = Counter(slots)
+            slots, said = with_more(slots, len(jobs))
     if said:
         console.print(said, highlight=False)
     return run_cells(

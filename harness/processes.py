@@ -20,6 +20,7 @@ THREAD_VARIABLES = (
     "NUMBA_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+    "TORCHINDUCTOR_COMPILE_THREADS",
 )
 
 GROUP = Path("/sys/fs/cgroup")  # the control group of this process, where it has one of its own

@@ -452,7 +452,8 @@ class Trainer:
             self.optimizer.load_state_dict(content["optimizer"])
             self.schedule.restore(content["schedule"])
             self.progress = Progress(**content["progress"])
-            self.engine = content.get("engine", self.engine)
+            if self.progress.step:
+                self.engine = content["engine"]
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise UnusableCheckpoint(f"{self.path}: of another version ({type(error).__name__}).") from None
         # the optimizer's step counters stay on the CPU, where reading them waits for nothing

@@ -9,12 +9,23 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 POLL_SECONDS = 0.05
+
+
+def unavailable() -> str:
+    """Why there can be no turns on this machine; empty where there can."""
+    try:
+        with tempfile.TemporaryFile() as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return f"the folder for temporary files takes no locks ({error.strerror or error}); TMPDIR names another"
+    return ""
 
 
 @dataclass(frozen=True)

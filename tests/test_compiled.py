@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed
 
 from harness import compiled
 from harness.api import load_suite, run
-from harness.compiled import compiled_pass, fault_of, train_compiled
+from harness.checkpoints import engine_of_checkpoint
+from harness.compiled import GRADIENTS, OUTPUTS, Fault, compare, compiled_pass, train_compiled
+from harness.engine import Engine
 from harness.errors import BenchError
 from harness.fused import train, train_one
 from harness.models.build import digest
@@ -62,8 +65,8 @@ def test_a_step_has_the_gradients_of_the_plain_network(
     monkeypatch.setattr(Trainer, "update", keep)
     for trainer in both:
         trainer.begin()
-    both[0].forward = compiled_pass(both[0])
-    assert fault_of(both[0], both[0].forward) is None
+    compare(both[0], compiled_pass)
+    both[0].forward = compiled_pass(both[0].model)
     for trainer in both:
         trainer.step()
     assert far(*found) < 1e-5
@@ -113,6 +116,7 @@ def test_cells_of_a_model_share_the_code(tmp_path: Path) -> None:
     wider.cell.model["args"]["width"] = 3
     train_one(wider, "compiled")
     assert counters["stats"]["unique_graphs"] == 2 and len(compiled._kept) == 1
+    assert wider.engine == {"engine": "compiled"}
 
 
 class Reader(nn.Module):
@@ -124,56 +128,126 @@ class Reader(nn.Module):
 
     def forward(self, image: Tensor) -> Output:
         x = self.norm(image)
-        return Output(self.head(x * (2.0 if float(x.mean()) > 0 else 1.0)))
+        return Output(self.head(x * (2.0 if float(x.detach().mean()) > 0 else 1.0)))
 
 
-def test_a_network_that_cannot_be_compiled_trains_as_it_is_and_says_so(tmp_path: Path) -> None:
+class Counter(Reader):
+    """Counts its passes and makes use of it: the code for one pass is not that of the next."""
+
+    def __init__(self, num_classes: int = 3) -> None:
+        super().__init__(num_classes)
+        self.passes = 0
+
+    def forward(self, image: Tensor) -> Output:
+        self.passes += 1
+        if not hasattr(self, "late"):
+            self.register_buffer("late", torch.ones(1))
+        return Output(self.head(self.norm(image) * (1 + 1 / self.passes)))
+
+
+@pytest.mark.parametrize(("network", "reason"), [(Reader, "data-dependent"), (Counter, "")])
+def test_a_network_that_cannot_be_compiled_trains_as_it_is_and_says_so(
+    network: type[Reader], reason: str, tmp_path: Path
+) -> None:
     cell = toy_cell(tmp_path)
-
-    def reader() -> nn.Module:
-        torch.manual_seed(0)
-        return Reader()
-
     said: list[str] = []
-    ours, plain = (trainer_of(cell, loss_of("ce"), reader()) for _ in "ab")
+    both = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        both.append(trainer_of(cell, loss_of("ce"), network()))
+    ours, plain = both
     train_one(ours, "compiled", lambda _, text: said.append(text))
     plain.run()
-    assert digest(ours.model) == digest(plain.model), "the pass that failed left no trace"
-    assert ours.engine["engine"] == "single" and "data-dependent" in ours.engine["engine_note"]
+    assert digest(ours.model) == digest(plain.model), "the passes that were compared left no trace"
+    assert ours.engine["engine"] == "single" and ours.engine["instead_of"] == "compiled"
+    assert "cannot be compiled (" in ours.engine["engine_note"] and reason in ours.engine["engine_note"]
     assert said == [f"trained as it is: {ours.engine['engine_note']}"]
 
 
-class Wrong:
+class Wrong(nn.Module):
     """A compiled pass with a fault."""
 
     def __init__(self, network: nn.Module, fault: str) -> None:
+        super().__init__()
         self.network, self.fault = network, fault
 
-    def __call__(self, image: Tensor) -> Output:
+    def forward(self, image: Tensor) -> Output:
+        if self.fault == "error":
+            raise ValueError("no such kernel")
         output: Output = self.network(image)
         assert output.embedding is not None
-        if self.fault == "output":
-            return replace(output, logits=output.logits + 0.1)
-        if self.fault == "statistics":
-            next(b for n, b in self.network.named_buffers() if n.endswith("num_batches_tracked")).add_(5)
-            return output
-        lost = output.embedding.detach() if self.fault == "gradient" else output.embedding
-        return replace(output, embedding=lost)
+        with torch.no_grad():
+            if self.fault == "statistics":
+                next(b for n, b in self.network.named_buffers() if n.endswith("running_var")).data[0] *= 1.5
+            if self.fault == "count":
+                next(b for n, b in self.network.named_buffers() if n.endswith("num_batches_tracked")).add_(1)
+        changes = {
+            "output": {"logits": output.logits * 1.02},
+            "gradient": {"embedding": output.embedding.detach()},
+            "nan": {"embedding": output.embedding.masked_fill(torch.ones(()) > 0, float("nan"))},
+        }
+        return replace(output, **changes.get(self.fault, {}))
 
 
-def test_a_compiled_pass_with_a_fault_is_seen_and_leaves_no_trace(tmp_path: Path) -> None:
-    trainer = trainer_of(toy_cell(tmp_path), loss_of("ce"), _unet())
+@pytest.mark.parametrize("train_", ["precision: float32", "precision: bf16"])
+def test_a_compiled_pass_with_a_fault_is_seen_and_leaves_no_trace(train_: str, tmp_path: Path) -> None:
+    trainer = trainer_of(toy_cell(tmp_path, train=train_), loss_of("ce"), _unet())
     trainer.begin()
-    before = digest(trainer.model)
-    found = {
-        kind: fault_of(trainer, Wrong(trainer.model, kind)) for kind in ("none", "output", "statistics", "gradient")
+    before, found = digest(trainer.model), {}
+    kinds = ["none", "output", "statistics", "count", "gradient", "nan", "error"]
+    for kind in kinds[:1] + kinds[2:] if trainer.autocast else kinds:
+        try:
+            compare(trainer, lambda network, kind=kind: Wrong(network, kind))  # type: ignore[misc]
+        except Fault as fault:
+            found[kind] = str(fault)
+    starts = {
+        "output": "outputs of logits differ",
+        "statistics": "running statistics of ",
+        "count": "running statistics of ",
+        "gradient": "gradients of ",
+        "nan": "outputs of embedding differ",
+        "error": "no such kernel",
     }
-    assert found["none"] is None
-    for kind in ("output", "gradient"):
-        assert found[kind] is not None and found[kind].startswith(f"{kind}s of "), found
-    assert found["statistics"] is not None and found["statistics"].startswith("running statistics of ")
-    assert digest(trainer.model) == before
-    assert all(p.grad is None for p in trainer.model.parameters())
+    for kind, text in found.items():
+        assert text.startswith(starts[kind]), (kind, text)
+    assert set(found) == set(starts) - ({"output"} if trainer.autocast else set())
+    assert digest(trainer.model) == before and all(p.grad is None for p in trainer.model.parameters())
+
+
+def test_how_far_is_too_far() -> None:
+    """One that is lost or no number is seen wherever it stands, and rounding about nothing is not."""
+    theirs = {"large": torch.full((9,), 100.0), "small": torch.full((9,), 1e-3), "noise": torch.full((9,), 1e-6)}
+    near, same = GRADIENTS[False], compiled._apart
+    assert same(theirs, dict(theirs), near) is None
+    assert same(theirs, theirs | {"noise": -theirs["noise"]}, near) is None
+    assert same(theirs, theirs | {"small": torch.zeros(9)}, near) == "small"
+    assert same(theirs, theirs | {"large": theirs["large"] * 1.1}, near) == "large"
+    for name in theirs:
+        assert same(theirs, theirs | {name: torch.full((9,), float("nan"))}, near) == name
+    assert same(theirs, {"large": theirs["large"]}, near) == "noise, small"
+    counts = {"count": torch.tensor(10_000), "mean": torch.tensor([0.1])}
+    assert same(counts, counts | {"count": torch.tensor(10_001)}, OUTPUTS[False]) == "count"
+    assert same(counts, counts | {"mean": torch.tensor([0.11])}, OUTPUTS[False]) == "mean"
+    assert same(counts, counts | {"mean": torch.tensor([0.1001])}, OUTPUTS[False]) is None
+
+
+def test_a_compiler_that_lacks_something_is_an_error_and_no_property_of_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(toy_cell(tmp_path), loss_of("ce"), _unet())
+
+    def compiler(network: nn.Module) -> Callable[[Tensor], Output]:
+        def full(image: Tensor) -> Output:
+            raise BackendCompilerFailed(compiler, OSError(28, "No space left on device"), None)
+
+        return full
+
+    monkeypatch.setattr("harness.compiled.compiled_pass", compiler)
+    with pytest.raises(BenchError, match=r"cannot be compiled for now: .*No space left"):
+        train_one(trainer, "compiled")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(BenchError, match=r"no C\+\+ compiler no-such-compiler"):
+        Engine("compiled").check()
 
 
 @pytest.mark.slow
@@ -191,8 +265,21 @@ def test_what_was_begun_compiled_is_not_ended_otherwise(tmp_path: Path) -> None:
     begun = trainer_of(toy_cell(tmp_path), loss_of("ce"), Reader())
     begun.begin()
     begun.progress.step = 5
-    with pytest.raises(BenchError, match="was begun with a compiled network, which fails here"):
+    with pytest.raises(BenchError, match=r"was begun with a compiled network, which fails here.*checkpoint\.pt"):
         train_compiled(begun)
+
+
+def test_what_made_no_step_is_begun_as_it_is_asked_for(tmp_path: Path) -> None:
+    cell, path = toy_cell(tmp_path), tmp_path / "checkpoint.pt"
+    stopped = trainer_of(cell, loss_of("dice"), _unet(), hooks=Hooks(stop=lambda: True), checkpoint=path)
+    with pytest.raises(Stopped):
+        train_one(stopped, "compiled")
+    assert stopped.engine == {"engine": "compiled"} and stopped.progress.step == 0 and path.is_file()
+    assert engine_of_checkpoint(path) == ""
+    ours, plain = (trainer_of(cell, loss_of("dice"), _unet(), checkpoint=p) for p in (path, None))
+    train_one(ours)
+    plain.run()
+    assert ours.engine == {"engine": "single"} and digest(ours.model) == digest(plain.model)
 
 
 SUITE = """\
@@ -208,7 +295,7 @@ def test_a_compiled_run_through_the_pool(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "toy.yaml").write_text(SUITE)
     monkeypatch.chdir(tmp_path)
     suite = load_suite(tmp_path / "toy.yaml")
-    records = run(suite, device="cpu", workers=1, engine="compiled")
+    records = run(suite, device="cpu", workers=1, engine="compiled", overlap=True)
     assert [(r.status, r.message) for r in records] == [("ok", "")] * 2
     assert [r.environment["engine"] for r in records] == ["compiled"] * 2
     logs = [(tmp_path / "runs" / r.train_id / "log.txt").read_text() for r in records]

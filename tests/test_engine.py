@@ -93,8 +93,11 @@ def test_records_of_another_engine_are_refused(cells: list[Cell], tmp_path: Path
     check_engines([fused, *todo], [], Engine(), tmp_path)  # nothing is to run
     check_engines([fused, Entry(other, "missing")], [Entry(other, "missing")], Engine(), tmp_path)  # of another model
     check_engines([fused, *todo], [fused, *todo], Engine(), tmp_path)  # all of it again
-    alone = _made(unet[0], engine="single", engine_note="its network cannot")
+    alone = _made(unet[0], engine="single", engine_note="its network cannot", instead_of="fused")
     check_engines([alone, *todo], todo, Engine("fused"), tmp_path)
+    check_engines([alone, *todo], todo, Engine("single"), tmp_path)
+    with pytest.raises(BenchError, match="trained with --engine single"):
+        check_engines([alone, *todo], todo, Engine("compiled"), tmp_path)
     check_engines([_made(unet[0], "error"), *todo], todo, Engine("fused"), tmp_path)
 
 
@@ -103,9 +106,9 @@ def test_checkpoints_of_another_engine_are_refused(cells: list[Cell], tmp_path: 
     path = todo[0].cell.folder(tmp_path) / "checkpoint.pt"
     path.parent.mkdir(parents=True)
 
-    def begun(**engine: object) -> None:
+    def begun(step: int = 5, **engine: object) -> None:
         with path.open("wb") as stream:
-            write_checkpoint({"engine": engine}, stream)
+            write_checkpoint({"engine": engine, "progress": {"step": step}}, stream)
 
     for name in ("single", "compiled", "fused"):
         begun(engine=name)
@@ -118,10 +121,23 @@ def test_checkpoints_of_another_engine_are_refused(cells: list[Cell], tmp_path: 
         check_engines(todo, todo, Engine("mixed"), tmp_path)
         again = [Entry(e.cell, "ok") for e in todo]
         check_engines(again, again, Engine("single"), tmp_path)  # made anew
-    begun(engine="single", engine_note="its network cannot")
+    begun(engine="single", engine_note="its network cannot", instead_of="fused")
+    for name in ("single", "fused"):
+        check_engines(todo, todo, Engine(name), tmp_path)
+    with pytest.raises(BenchError, match="begun with --engine single"):
+        check_engines(todo, todo, Engine("compiled"), tmp_path)
+    begun(step=0, engine="compiled")
     check_engines(todo, todo, Engine("fused"), tmp_path)
     for damaged in (b"", b"short", path.read_bytes()[:-1]):
         path.write_bytes(damaged)
+        check_engines(todo, todo, Engine("fused"), tmp_path)
+    _made(todo[0].cell, engine="compiled").record.write(path.with_name("train.json"))  # trained and not evaluated
+    with pytest.raises(BenchError, match="begun with --engine compiled"):
+        check_engines(todo, todo, Engine("fused"), tmp_path)
+    path.unlink()
+    path.mkdir()
+    path.with_name("train.json").unlink()
+    with pytest.raises(BenchError, match="directory"):
         check_engines(todo, todo, Engine("fused"), tmp_path)
 
 
@@ -132,8 +148,13 @@ def test_the_report_says_how_cells_were_trained(cells: list[Cell]) -> None:
     same = {c.model_label for c in (one, two, three)}
     assert notes[0].startswith("MIXED ENGINES") == (len(same) == 1)
     assert "Cells trained fused (--engine fused): 1 in groups of 2" in notes[-1]
-    (note,) = engine_notes([_made(one, engine="single", engine_note="it reads numbers")])
-    assert "trained alone and as it is: it reads numbers" in note
+    noted = _made(one, engine="single", engine_note="it reads numbers", instead_of="fused")
+    (note,) = engine_notes([noted])
+    assert note.startswith("--engine fused: 1 cells of ") and note.endswith("alone and as they are: it reads numbers.")
+    notes = engine_notes([noted, _made(replace(two, model_label=one.model_label), engine="fused", fused_cells=2)])
+    assert (
+        notes[0].startswith("MIXED ENGINES") and "1 cells were trained alone and 1 cells were trained fused" in notes[0]
+    )
     (note,) = engine_notes([_made(one, processes=2), _made(two)])
     assert note.startswith("Up to 2 processes shared a device")
 

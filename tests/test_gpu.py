@@ -11,7 +11,7 @@ from torch import nn
 
 from harness.cell import Place
 from harness.check.scenes import facts_of, label
-from harness.fused import Group
+from harness.fused import Group, train_one
 from harness.losses import LOSSES
 from harness.losses.build import build_loss
 from harness.losses.calls import needs_of
@@ -150,3 +150,13 @@ def test_every_model_is_deterministic_or_the_operation_is_named(cells, tmp_path:
 
     digests, without = _twice(make)
     assert digests[0] == digests[1] or without, "differs, and torch names no operation"
+
+
+def test_a_compiled_training_is_that_of_the_plain_network(cells, tmp_path: Path) -> None:
+    ours, again, plain = (_trainer(cells["dice_ce"], tmp_path) for _ in range(3))
+    train_one(ours, "compiled")
+    train_one(again, "compiled")
+    plain.run()
+    assert ours.engine == {"engine": "compiled"} and digest(ours.model) == digest(again.model)
+    values = [[row["loss"] for row in t.progress.curve] for t in (ours, plain)]
+    assert values[0] == pytest.approx(values[1], rel=1e-2)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import json
 import sys
 from dataclasses import replace
@@ -133,6 +135,25 @@ def test_a_device_has_one_process_more_than_train_on_it() -> None:
     assert not overlaps(False, two, None) and overlaps(True, ["cpu"], 2)
     with pytest.raises(BenchError, match="--overlap: on a CPU it needs --workers N"):
         overlaps(True, ["cpu"], None)
+
+
+def test_where_no_locks_can_be_had_cells_do_not_overlap(
+    cells: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("harness.turns.fcntl.flock", refuses)
+    monkeypatch.setattr("harness.launch.devices_of", lambda asked: ["cuda:0"])
+    monkeypatch.setattr("harness.preparing.check_data", lambda *_: None)
+    seen: list[Any] = []
+    monkeypatch.setattr("harness.runner.run_cells", lambda *args, **kwargs: seen.append((args[2], kwargs["at_once"])))
+    entries = [Entry(c, "missing") for c in cells]
+    place, console = Place(tmp_path / "runs", None), Console(file=io.StringIO(), width=200)
+    run_entries(entries, place, reports=tmp_path, console=console)
+    assert seen == [(["cuda:0"], None)] and "takes no locks (No locks available)" in console.file.getvalue()  # type: ignore[attr-defined]
+    with pytest.raises(BenchError, match="--overlap: the folder for temporary files takes no locks"):
+        run_entries(entries, place, reports=tmp_path, console=console, overlap=True)
 
 
 def test_overlap_is_a_flag_of_this_machine(cells: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

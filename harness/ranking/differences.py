@@ -12,7 +12,6 @@ NAMES = {
     "device": "the device", "threads": "the number of threads", "instructions": "the processor's instructions",
     "platform": "the operating system", "bench": "the version of bench", "python": "the version of Python",
     "engine": "the engine of training", "fused_cells": "the number of cells trained as one",
-    "processes": "the number of processes on the device",
 }  # fmt: skip
 PAIRED = {"init": "initial weights", "batches": "batches"}
 
@@ -42,7 +41,7 @@ def hardware_differs(entries: Sequence[Entry], ranked: Sequence[str]) -> bool:
 def _environments(ours: Sequence[Entry], theirs: Sequence[Entry]) -> list[str]:
     mine, others = _values(ours), _values(theirs)
     out = []
-    for key in sorted(mine.keys() | others.keys()):
+    for key in sorted((mine.keys() | others.keys()) - {"processes"}):  # which change times alone
         if mine[key] != others[key] and mine[key] and others[key]:
             name = NAMES.get(key, f"the version of {key}")
             here, there = (", ".join(sorted(v)) for v in (mine[key], others[key]))
@@ -57,7 +56,7 @@ def _values(entries: Sequence[Entry]) -> defaultdict[str, set[str]]:
     for entry in entries:
         environment = entry.record.environment if entry.record else {}
         for key, value in ({"engine": "single", "processes": 1} | environment if environment else {}).items():
-            if key != "engine_note":
+            if key not in ("engine_note", "instead_of"):
                 found[key].add(str(value))
     return found
 

@@ -90,7 +90,7 @@ def engine_of_checkpoint(path: Path) -> str:
         with path.open("rb") as stream:
             stream.seek(-_LENGTH, io.SEEK_END)
             line = stream.read()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return ""
     except OSError as error:
         if error.errno == errno.EINVAL:  # shorter than its last line

@@ -92,7 +92,7 @@ def _begun(folder: Path) -> str:
     try:
         return engine_of(record_at(folder / "train.json")) or engine_of_checkpoint(folder / NAME)
     except OSError as error:
-        raise BenchError(f"{folder}: {os_sentence(error)}") from None
+        raise BenchError(os_sentence(error)) from None
 
 
 def check_engines(entries: Iterable[Entry], todo: Iterable[Entry], engine: Engine, out: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from statistics import median
 from typing import Any
@@ -72,6 +72,12 @@ class Estimates:
         """Seconds, or where no cell is finished a number that is in proportion to the work of the training."""
         seconds = self.seconds(cell)
         return self._work(cell.data, cell.train) if seconds is None else max(seconds, 1e-3)
+
+    def work(self, cells: Sequence[Cell], total: int) -> float:
+        """The weights of `total` cells, of which the rest are trials that are not known yet."""
+        weights = [self.weight(cell) for cell in cells]
+        like = [w for w, cell in zip(weights, cells, strict=True) if cell.trial is not None] or weights
+        return sum(weights) + (total - len(cells)) * sum(like) / max(1, len(like))
 
     def total(self, cells: Iterable[Cell]) -> float | None:
         """Seconds of all of these on one process; None as long as no cell is finished."""

@@ -211,6 +211,8 @@ class RunProgress:
         return self._worked + sum(weight * share for weight, share, _ in self._running.values())
 
     def _left(self) -> str:
+        if self._done == self._total:
+            return ""
         whole = self._whole()
         left = self._work - whole
         if whole > TRUSTED * self._work:

@@ -177,13 +177,12 @@ def run_cells(
     pool = Pool(place, [*devices[: max(1, len(jobs) + follow.total)]], run, engine.name, at_once or {})
     records: list[RunRecord] = []
     clean = False
-    known = [estimates.weight(c) for c in (*cells, *follow.later)]
-    work = sum(known) * (len(cells) + follow.total) / max(1, len(known))  # of trials only the number is known
+    total = len(cells) + follow.total
     progress = RunProgress(
-        len(cells) + follow.total,
+        total,
         console,
         len(pool.devices),
-        work=work,
+        work=estimates.work([*cells, *follow.later], total),
         seconds=estimates.known > 0,
         out=place.out,
         at_once=pool.training,

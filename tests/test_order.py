@@ -106,6 +106,14 @@ def test_the_nearest_finished_cells_tell_the_time() -> None:
     assert known.total([dice, make("focal")]) == pytest.approx(44 + 33)
 
 
+def test_trials_that_are_not_known_yet_weigh_as_those_that_are() -> None:
+    nothing, half = Estimates([]), TRAIN | {"epochs": 1}
+    trials = [replace(make(loss, train=half), trial=0) for loss in ("dice", "ce")]
+    one = nothing.weight(make())
+    assert nothing.work([*trials, make()], 10) == pytest.approx(2 * one / 2 + one + 7 * one / 2)
+    assert nothing.work([make()], 3) == pytest.approx(3 * one) and nothing.work([], 0) == 0
+
+
 def test_steps_of_a_pass_are_those_that_finished_cells_took() -> None:
     whole = TRAIN | {"steps": None}
     known = Estimates([finished(make("dice", train=whole), 20.0, 0.0)])  # 20 steps in 2 epochs
@@ -174,6 +182,11 @@ def test_time_left_counts_work_and_not_cells(monkeypatch: pytest.MonkeyPatch) ->
         second
         == "time of 2 workers: training 25 %, evaluation 10 %, loading and storing 5 %, preparation 0 %, idle 60 %"
     )
+    over = RunProgress(1, Console(quiet=True), work=9.0, seconds=True)  # it was thought to be more
+    with over:
+        over.started(0, "short", 1.0)
+        over.finished(0, "short", finished(make(), 1.0, 1.0))
+        assert over._left() == ""
     unknown = RunProgress(2, Console(quiet=True))
     assert unknown._left() == "" and unknown.summary() == []
 

@@ -67,8 +67,7 @@ def run_cells(entries: Sequence[Entry], place: Place, asked: Asked, console: Con
         place = replace(place, device=device, beside=beside, sharing="`gpus:` in the file of --cluster")
         team = Team(place, need, asked.workers, Path(marker.name), console)
         estimates = Estimates(asked.known, gpu=device != "cpu")
-        weights = [estimates.weight(c) for c in (*cells, *later)]
-        work = sum(weights) * total / max(1, len(weights))  # of cells that join only the number is known
+        work = estimates.work([*cells, *later], total)
         progress = RunProgress(
             total, console, min(team.limit(), total), work=work, seconds=estimates.known > 0, out=place.out
         )

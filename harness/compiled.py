@@ -108,7 +108,9 @@ def compare(trainer: Trainer, compiler: Callable[[nn.Module], Callable[[Tensor],
     _make_room(trainer, image)
     try:
         plain, ours = (copy.deepcopy(trainer.model).train() for _ in "ab")
-    except Exception as error:
+    except Exception as error:  # of a user's network any kind
+        if out_of_memory(error):
+            raise
         raise Fault(f"it cannot be copied, {_first_line(error)}") from None
     network = compiler(ours)
     theirs = _seen(trainer, plain, plain, image)

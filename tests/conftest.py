@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -81,6 +85,28 @@ class Toy:
             command, capture_output=True, text=True, env=os.environ | environment, timeout=280, cwd=self.folder
         )
 
+    def interrupted(self, *args: str | Path, logs: int = 1, after: float = 0.5) -> subprocess.CompletedProcess[str]:
+        """A command that gets Ctrl-C some seconds after so many cells have a log."""
+        process = subprocess.Popen(
+            [*self.command(*args), "--out", str(self.folder / "runs")],
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # a test run in the background of a shell ignores Ctrl-C, and so would everything it starts
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        until = time.monotonic() + 120
+        while len(list((self.folder / "runs").glob("*/log.txt"))) < logs and time.monotonic() < until:
+            time.sleep(0.02)
+        time.sleep(after)
+        os.killpg(process.pid, signal.SIGINT)
+        began = time.monotonic()
+        output, errors = process.communicate(timeout=120)
+        assert time.monotonic() - began < 29, "a process did not end by itself, it was killed after the grace of 30 s"
+        assert process.returncode == 130 and "Traceback" not in errors, errors
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
     def records(self, out: str = "runs") -> dict[str, dict]:
         """Records by loss label (and seed, where it is not 0)."""
         found = {}
@@ -89,6 +115,14 @@ class Toy:
             cell = record["cell"]
             found[cell["loss"]["label"] + (f"#{cell['seed']}" if cell["seed"] else "")] = record
         return found
+
+
+def importable(text: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A module of this text, where the processes of a pool can import it, too."""
+    (folder / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    return importlib.import_module(name)
 
 
 @pytest.fixture

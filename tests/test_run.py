@@ -91,25 +91,7 @@ def test_after_kill_9_of_everything_the_same_command_ends_with_the_same_bits(toy
 
 def test_ctrl_c_keeps_a_checkpoint_and_exits_with_130(toy) -> None:
     suite = toy.suite("epochs: 2, steps: 4", "epochs: 50, steps: 100")
-    command = [*toy.command("run", suite, "--workers", "1"), "--out", str(toy.folder / "runs")]
-    process = subprocess.Popen(
-        command,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # a test run in the background of a shell ignores Ctrl-C, and so would everything it starts
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    until = time.monotonic() + 120
-    while not list((toy.folder / "runs").glob("*/log.txt")) and time.monotonic() < until:
-        time.sleep(0.02)
-    time.sleep(0.5)
-    os.killpg(process.pid, signal.SIGINT)
-    began = time.monotonic()
-    _, errors = process.communicate(timeout=120)
-    assert time.monotonic() - began < 29, "the worker did not end by itself, it was killed after the grace of 30 s"
-    assert process.returncode == 130 and "Traceback" not in errors, errors
+    toy.interrupted("run", suite, "--workers", "1")
     assert list((toy.folder / "runs").glob("*/checkpoint.pt"))
     assert [r["status"] for r in toy.records().values()] == ["interrupted"]
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import io
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from harness.plan import Entry
 from harness.records import RunRecord, read_record
 from harness.runner import run_cells
 from harness.suite import load_suite
+from tests.conftest import importable
 
 SUITE = """\
 suite: slots
@@ -72,10 +71,7 @@ def stores(cell, place, *_):
 @pytest.fixture
 def acts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The functions above, where the processes of a pool can import them."""
-    (tmp_path / "cells_of_slots.py").write_text(CELLS)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "cells_of_slots", raising=False)
-    return importlib.import_module("cells_of_slots")
+    return importable(CELLS, "cells_of_slots", tmp_path, monkeypatch)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import io
 import itertools
 import json
@@ -33,6 +32,7 @@ from harness.records import RunRecord
 from harness.suite import load_suite
 from harness.turns import Turns
 from harness.worker import run_cell, run_group
+from tests.conftest import importable
 
 SUITE = """\
 suite: turns
@@ -126,10 +126,7 @@ def gated(cell, place, cases, report, stop, fresh):
 @pytest.fixture
 def acts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The functions above, where the processes of a pool can import them."""
-    (tmp_path / "acts_of_turns.py").write_text(ACTS)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "acts_of_turns", raising=False)
-    return importlib.import_module("acts_of_turns")
+    return importable(ACTS, "acts_of_turns", tmp_path, monkeypatch)
 
 
 def _cells(folder: Path, old: str = "", new: str = "") -> list[Cell]:
@@ -325,25 +322,7 @@ def test_kill_9_of_the_process_that_trains_blocks_nobody(toy: Any) -> None:
 
 def test_ctrl_c_ends_the_one_that_trains_and_the_one_that_waits(toy: Any) -> None:
     suite = toy.suite("epochs: 2, steps: 4", "epochs: 50, steps: 100")
-    command = [*toy.command("run", suite, "--workers", "1", "--overlap"), "--out", str(toy.folder / "runs")]
-    process = subprocess.Popen(
-        command,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # a test run in the background of a shell ignores Ctrl-C, and so would everything it starts
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    until = time.monotonic() + 120
-    while len(list((toy.folder / "runs").glob("*/log.txt"))) < 2 and time.monotonic() < until:
-        time.sleep(0.02)
-    time.sleep(1)
-    os.killpg(process.pid, signal.SIGINT)
-    began = time.monotonic()
-    _, errors = process.communicate(timeout=120)
-    assert time.monotonic() - began < 29, "a process did not end by itself, it was killed after the grace of 30 s"
-    assert process.returncode == 130 and "Traceback" not in errors, errors
+    toy.interrupted("run", suite, "--workers", "1", "--overlap", logs=2, after=1.0)
     assert [r["status"] for r in toy.records().values()] == ["interrupted"] * 2
     logs = "".join(path.read_text() for path in (toy.folder / "runs").glob("*/log.txt"))
     assert logs.count("checkpoint written") == len(list((toy.folder / "runs").glob("*/checkpoint.pt"))) == 1

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -187,8 +188,12 @@ class Group:
 
     def begin(self) -> None:
         """Stack the networks, and see that their shared pass is the pass of each."""
-        for member in list(self.alive):
+        began = time.monotonic()
+        for member in self.alive:
             member.begin()
+        for member in self.alive:
+            member.share(len(self.alive), began)
+        for member in list(self.alive):
             if member.epoch() is None:
                 self._leave(member)
         if self.alive:
@@ -289,12 +294,20 @@ class Group:
         self._release(member)
         with self._guard(member):
             member.finish()
-        self.alive.remove(member)
+        self._remove(member)
 
     def _drop_failed(self) -> None:
         for member in [m for m in self.alive if m in self.failed]:
             self._release(member)
-            self.alive.remove(member)
+            self._remove(member)
+
+    def _remove(self, member: Trainer) -> None:
+        """The time from here on is that of the others."""
+        self.alive.remove(member)
+        now = time.monotonic()
+        for other in self.alive:
+            other.tally(now)
+            other.share(len(self.alive), now)
 
     @contextlib.contextmanager
     def _guard(self, member: Trainer) -> Iterator[None]:
@@ -328,8 +341,6 @@ class Group:
                 module, key = at[name]
                 module._buffers[key] = part
         for member in members:
-            member.tally()
-            member.sharing = len(members)
             member.engine = {"engine": "fused", "fused_cells": len(members)}
 
     def _release(self, member: Trainer) -> None:
@@ -342,7 +353,6 @@ class Group:
         for module, key in _places(member.model).values():
             module._buffers[key] = _buffer(module, key).clone()
         member.tally()
-        member.sharing = 1
 
     def _pass(self, image: Tensor, buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What every network gives for the images, (K, ...) by the name of the output."""

@@ -237,6 +237,7 @@ class Trainer:
             self._begun = True
             self.hooks.began(self.progress.step)
         self._since = self._saved = time.monotonic()
+        self.sharing = 1
         self.model.train()
 
     def epoch(self) -> int | None:
@@ -256,11 +257,19 @@ class Trainer:
             )
         self.tally()
 
-    def tally(self) -> None:
-        """Add the time since the last call; of cells that step together each has its share."""
-        now = time.monotonic()
+    def tally(self, now: float | None = None) -> None:
+        """Add the time since the last call; of cells that step together each has its share.
+
+        Args:
+            now: One reading of `time.monotonic` for all of them; None to read it.
+        """
+        now = time.monotonic() if now is None else now
         self.progress.seconds += (now - self._since) / self.sharing
         self._since = now
+
+    def share(self, cells: int, since: float) -> None:
+        """Count the time from `since`, of `time.monotonic`, as one of `cells` that step together."""
+        self.sharing, self._since = cells, since
 
     def step(self) -> None:
         """One step of this cell alone."""

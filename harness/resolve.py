@@ -113,9 +113,11 @@ def locate(name: str, table: Mapping[str, str], kind: str, base: Path, fallback:
         return _read(name, name if ":" in name else ":".join(name.rsplit(".", 1)))
     if fallback and _class_in(fallback, name) is not None:
         return _read(name, f"{fallback}:{name}")
-    names = [*table]
-    known = ", ".join([*names, "pkg.mod:Class", "file.py:Class"])
-    raise BenchError(f"unknown {kind} {name!r}{nearest(name, names)}; known: {known}.")
+    verb = "bench list losses" if kind == "loss" else "bench list models"
+    raise BenchError(
+        f"unknown {kind} {name!r}{nearest(name, table)}; `{verb}` names the {len(table)} that are built in, "
+        "pkg.mod:Class and file.py:Class name one of your own."
+    )
 
 
 def load(target: str) -> Any:

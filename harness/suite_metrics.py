@@ -98,7 +98,7 @@ def _metric(file: YamlFile, where: tuple[Any, ...], name: str, among: list[str] 
 
 def _known(file: YamlFile, where: tuple[Any, ...], what: str, name: str, known: dict[str, Any]) -> None:
     if name not in known:
-        raise file.error(where, f"unknown {what}{nearest(name, known)} {name!r}; known: {', '.join(known)}.")
+        raise file.error(where, f"unknown {what} {name!r}{nearest(name, known)}; known: {', '.join(known)}.")
 
 
 def of_volumes(spec: SuiteFile) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from harness.losses import LOSSES
 from harness.losses.build import build_loss
 from harness.losses.prepared import prepare_loss
 
-CHECK_VERSION = 1
+CHECK_VERSION = 2
 DECLARABLE = (frozenset(PROPERTIES) | {"identity", "arguments"}) - NEVER_DECLARED
 Outcome = Literal["pass", "fail", "declared", "not applicable"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from harness.check.device import device
 from harness.check.finding import Finding, Make
 from harness.check.invariance import (
     axes,
@@ -33,6 +34,7 @@ PROPERTIES: dict[str, Callable[[Make], Finding]] = {
     "copies": copies,
     "dimensions": dimensions,
     "memory": memory,
+    "device": device,
     "descent": descent,
     "monotone_large": monotone_large,
     "monotone_small": monotone_small,

@@ -127,7 +127,7 @@ def scene(
 
 def one_hot(target: Tensor, classes: int = CLASSES) -> Tensor:
     """(B, C, *S) bool, all False where ignored."""
-    numbers = torch.arange(classes).view(1, -1, *[1] * (target.ndim - 1))
+    numbers = torch.arange(classes, device=target.device).view(1, -1, *[1] * (target.ndim - 1))
     return target[:, None] == numbers
 
 

@@ -13,6 +13,7 @@ from harness.check import check_loss, maker
 from harness.check.arguments import _others, argument_effects
 from harness.check.properties import PROPERTIES, Finding
 from harness.check.scenes import CLASSES, IGNORE, QUALITIES, evaluate, facts_of, label, leaves_of, one_hot, scene
+from harness.losses import LOSSES
 
 CE = {"name": "mine", "class": "torch.nn:CrossEntropyLoss", "args": {}}
 
@@ -291,6 +292,89 @@ def test_steady() -> None:
 
     found = ask("steady", counting)
     assert not found.holds and found.number == pytest.approx(0.5, rel=1e-6) and "a second call" in found.text
+
+
+def _put(logits: Tensor, target: Tensor) -> Tensor:
+    weight = torch.ones_like(logits)
+    weight[logits.detach().flatten(2).mean(2) > 0] = torch.zeros_like(weight[0, 0])
+    return (weight * error_rate(logits, target)).mean()
+
+
+def _factored(logits: Tensor, target: Tensor) -> Tensor:
+    flat = logits.flatten(2)
+    return torch.linalg.cholesky(flat @ flat.mT + torch.eye(CLASSES, device=flat.device)).sum()
+
+
+def _away(logits: Tensor, target: Tensor) -> Tensor:
+    return (error_rate(logits, target) * torch.from_numpy(target.cpu().numpy() + 1.0).to(logits.device)).mean()
+
+
+def _uploaded(logits: Tensor, target: Tensor) -> Tensor:
+    return error_rate(logits, target) * torch.tensor([1.0, 2.0], device=logits.device).sum()
+
+
+def _brought(logits: Tensor, target: Tensor) -> Tensor:
+    return error_rate(logits, target) * torch.ones(2).to(logits).sum()
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda x, y: error_rate(x, y) * (1 if x.sum() > 0 else 2), "a value is read"),
+        (lambda x, y: error_rate(x, y) / float(x.detach().sum()), "a value is read"),
+        (lambda x, y: x.softmax(1)[one_hot(y)].mean(), "a shape depends on values"),
+        (lambda x, y: error_rate(x, y) * len(y.unique()), "a shape depends on values"),
+        (_put, "several values are put where a mask is true"),
+        (_factored, "a decomposition is checked for success"),
+        (_away, "a tensor is copied from the device"),
+        (_uploaded, "numbers are copied to the device"),
+        (_brought, "a tensor is copied to the device"),
+    ],
+)
+def test_what_waits_for_the_device_is_told_with_its_line(
+    function: Callable[[Tensor, Tensor], Tensor], reason: str
+) -> None:
+    found = ask("device", function)
+    assert found.holds and found.number is not None and found.number > 0
+    assert f"the host waits for the device: {reason} (test_properties.py:" in found.text
+
+
+def test_a_tensor_of_the_cpu_cannot_meet_the_device() -> None:
+    found = ask("device", lambda x, y: (x * torch.arange(1.0, CLASSES + 1).view(-1, *[1] * (x.ndim - 2))).mean())
+    assert found.holds is False and "a tensor of the CPU meets one of the device (test_properties.py:" in found.text
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        error_rate,
+        lambda x, y: error_rate(x, y) * torch.tensor(2.0),  # a number without dimensions goes along with the call
+        lambda x, y: torch.where(one_hot(y), x, 0.0).mean() + torch.rand(x.shape, device=x.device).sum(),
+    ],
+)
+def test_nothing_waits_for_the_device(function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    found = ask("device", function)
+    assert found.holds and found.number == 0
+
+
+def test_a_loss_that_cannot_be_followed_to_the_device_is_not_judged() -> None:
+    def refuses(logits: Tensor, target: Tensor) -> Tensor:
+        if logits.device.type != "cpu":
+            raise RuntimeError("made for the CPU")
+        return error_rate(logits, target)
+
+    found = ask("device", refuses)
+    assert found.holds is None and found.text.startswith("cannot be told: RuntimeError (test_properties.py:")
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_no_loss_of_the_catalogue_waits_for_the_device(name: str) -> None:
+    found = PROPERTIES["device"](maker({"name": name, "class": LOSSES[name], "args": {}, "version": 0}))
+    assert found.holds
+    if name == "topology_focal":  # persistent homology is computed on the CPU
+        assert "a tensor is copied from the device (topology.py:" in found.text and "was not seen" in found.text
+    else:
+        assert found.number == 0, found.text
 
 
 # ---------------------------------------------------------------- arguments and identity

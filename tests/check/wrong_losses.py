@@ -63,7 +63,7 @@ class SurveyDice(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         p, t, _ = parts(logits, target)
-        numbers = torch.arange(t.shape[1]).view(1, -1, 1)
+        numbers = torch.arange(t.shape[1], device=t.device).view(1, -1, 1)
         return 1 - ((2 * (p * t).sum((0, 2)) + 1) / (p.sum() + (numbers * t).sum() + 1)).mean()
 
 
@@ -127,7 +127,7 @@ class WassersteinPrinted(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         p, t, _ = parts(logits, target)
-        distance = 1 - torch.eye(p.shape[1], dtype=p.dtype)
+        distance = 1 - torch.eye(p.shape[1], dtype=p.dtype, device=p.device)
         return -(distance.diagonal()[:, None] * t * p).sum((1, 2)).mean()
 
 
@@ -198,7 +198,7 @@ class WeightsDividedAway(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         tp, p, t = sums(logits, target)
-        w = torch.tensor(self.weight, dtype=tp.dtype) if self.weight else 1 / t.clamp_min(1) ** 2
+        w = torch.tensor(self.weight, dtype=tp.dtype, device=tp.device) if self.weight else 1 / t.clamp_min(1) ** 2
         return 1 - (2 * w * tp / (w * (p + t)).clamp_min(1e-12)).mean()
 
 
@@ -362,7 +362,7 @@ class LabelAsNumber(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         p, t, valid = parts(logits, target)
-        numbers = torch.arange(p.shape[1]).view(1, -1, 1)
+        numbers = torch.arange(p.shape[1], device=p.device).view(1, -1, 1)
         return average(((numbers * p).sum(1) - (numbers * t).sum(1)) ** 2, valid)
 
 
@@ -712,6 +712,18 @@ class RememberedMask(nn.Module):
         return average(weight * ce, valid)
 
 
+class WeightsLeftOnTheCpu(nn.Module):
+    """Weights that are no buffer stay behind when the loss moves to a GPU, and the first call there is the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.tensor([0.5, 1.0, 1.5, 1.0])
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        ce, labels, valid = surprise(logits, target)
+        return average(self.weight.to(ce.dtype)[labels] * ce, valid)
+
+
 # ---------------------------------------------------------------- right, though it may not look so
 
 
@@ -724,7 +736,7 @@ class DrawsFromTheGlobalGenerator(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         ce, _, valid = surprise(logits, target)
-        keep = valid & (torch.rand(ce.shape) < 0.5)
+        keep = valid & (torch.rand(ce.shape, device=ce.device) < 0.5)
         return average(ce, valid) + average((1 - (-ce).exp()) * ce, keep)
 
 
@@ -761,7 +773,7 @@ class WeightsOffByOne(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         ce, labels, valid = surprise(logits, target)
-        weight = torch.tensor(self.weight or [1.0] * logits.shape[1], dtype=ce.dtype)
+        weight = torch.tensor(self.weight or [1.0] * logits.shape[1], dtype=ce.dtype, device=ce.device)
         return average(weight[labels - 1] * (1 - (-ce).exp()) * ce, valid)
 
 

@@ -8,7 +8,7 @@ for a GPU, a value that is read or a shape that depends on values, is impossible
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -61,7 +61,7 @@ def device(make: Make) -> Finding:
     return Finding(True, 0.0, "one device, and the host never waits for it")
 
 
-class _Generator(torch.Generator):
+class Generator(torch.Generator):
     """The device has no generator of its own; that of the CPU says that it is there, and no number is drawn."""
 
     device = AWAY
@@ -116,19 +116,47 @@ def _masked(indices: Iterable[Tensor | None]) -> bool:
 
 
 def _step(loss: nn.Module, given: dict[str, Any], leaves: Iterable[str], waits: list[str]) -> None:
-    """Value and gradient on the device; the moves themselves are not those of the loss."""
+    """Value and gradient on the device."""
+
+    def run(moved: dict[str, Any]) -> None:
+        logits, target = moved.pop("logits"), moved.pop("target")
+        torch.autograd.backward(calls.evaluate_loss(loss, logits, target, moved)["loss"])
+
+    away(run, [loss], given, leaves, waits)
+
+
+def away(
+    run: Callable[[dict[str, Any]], object],
+    modules: Iterable[nn.Module],
+    given: Mapping[str, Any],
+    leaves: Iterable[str],
+    waits: list[str],
+) -> None:
+    """Run something on the device; the moves to it are not counted as its own.
+
+    Args:
+        run: Takes what is given, there.
+        modules: They go there, and stay.
+        given: Tensors, which go there, a generator, in whose place comes one of the device, and anything else.
+        leaves: Names of the tensors that get gradients.
+        waits: Takes a sentence for each thing that makes the host wait.
+
+    Raises:
+        FakeTensorDeviceMismatchError: Tensors of two devices meet.
+        DataDependentOutputException: A value is read.
+        DynamicOutputShapeException: A shape depends on values.
+    """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     mode.allow_meta = True
     with mode:
-        loss.to(AWAY)
+        for module in modules:
+            module.to(AWAY)
         moved = {k: v.to(AWAY) if isinstance(v, Tensor) else v for k, v in given.items()}
-        moved["generator"] = _Generator()
+        moved |= {k: Generator() for k, v in given.items() if isinstance(v, torch.Generator)}
         for name in leaves:
             moved[name].requires_grad_()
-        logits, target = moved.pop("logits"), moved.pop("target")
         with _Waits(waits), _Made(waits), patch.object(torch.autocast, "__init__", _autocast):
-            value = calls.evaluate_loss(loss, logits, target, moved)["loss"]
-            torch.autograd.backward(value)
+            run(moved)
 
 
 _plain_autocast = torch.autocast.__init__

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 import harness.data.augment as augment
-from harness.check.device import AWAY, Generator, away
+from harness.check.device import AWAY, Generator, Seen, away
 from harness.data.augment import Batch, augmented
 from harness.fused import Group
 from harness.models import MODELS
@@ -25,7 +25,7 @@ def _given(batch: Batch) -> dict[str, Any]:
 
 def _waits_of_a_step(trainers: list[Any]) -> list[str]:
     """What a step of the trainers, or of the group that they make, would wait for."""
-    waits: list[str] = []
+    seen = Seen()
     batch = trainers[0].draw()
     for trainer in trainers:
         trainer.device = AWAY
@@ -37,25 +37,25 @@ def _waits_of_a_step(trainers: list[Any]) -> list[str]:
             trainer.draw = lambda: Batch(**moved)
             trainer._clock()  # copied to the device once an epoch
         if len(trainers) == 1:
-            waits.clear()
+            seen.waits.clear()
             return trainers[0].step()
         group = Group(trainers)
         group._stack()
-        waits.clear()
+        seen.waits.clear()
         group._step()
         for error in group.failed.values():
             raise error
 
-    away(run, [m for t in trainers for m in (t.trained, t.loss)], _given(batch), (), waits)
-    return waits
+    away(run, [m for t in trainers for m in (t.trained, t.loss)], _given(batch), (), seen)
+    return [*seen.waits, *seen.unordered]
 
 
 @pytest.mark.parametrize(
     ("name", "dims"), [*((name, 2) for name in MODELS), *((name, 3) for name in MODELS if name != "transunet")]
 )
-def test_no_network_waits_for_the_device(name: str, dims: int) -> None:
+def test_no_network_waits_for_the_device_or_calls_what_it_cannot_repeat(name: str, dims: int) -> None:
     side = 64 if name == "swin_unetr" else 32
-    model, waits = model_of(name, side, dims).train(), list[str]()
+    model, seen = model_of(name, side, dims).train(), Seen()
     image = torch.zeros(2, 1, *[side] * dims)
 
     def run(moved: dict[str, Any]) -> None:
@@ -63,8 +63,8 @@ def test_no_network_waits_for_the_device(name: str, dims: int) -> None:
         found = [output.logits, *(v for v in output.offered().values() if isinstance(v, Tensor) and v.requires_grad)]
         torch.autograd.backward(torch.stack([v.mean() for v in found]).sum())
 
-    away(run, [model], {"image": image}, (), waits)
-    assert waits == []
+    away(run, [model], {"image": image}, (), seen)
+    assert seen == Seen()
 
 
 @pytest.mark.parametrize(
@@ -109,10 +109,10 @@ def test_no_augmentation_waits_for_the_device(size: tuple[int, ...], monkeypatch
     monkeypatch.setattr(augment, "onto", lambda values, device: values.to(device, non_blocking=True))
     monkeypatch.setattr(augment, "where_used", lambda generator, device: Generator())
     how = {"rotate": 20, "scale": 0.1, "shift": 0.1, "noise": 0.1, "intensity": 0.1, "flip": True}
-    waits: list[str] = []
+    seen = Seen()
 
     def run(moved: dict[str, Any]) -> None:
         augmented(Batch(**moved), how, torch.Generator().manual_seed(1))
 
-    away(run, [], _given(_batch(size)), (), waits)
-    assert waits == []
+    away(run, [], _given(_batch(size)), (), seen)
+    assert seen == Seen()

@@ -8,7 +8,8 @@ for a GPU, a value that is read or a shape that depends on values, is impossible
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -32,12 +33,31 @@ AWAY = torch.device("meta")
 # frames of these are not the lines of a loss
 _OTHERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent), calls.__file__)
 _UNSEEN = "; what follows was not seen)"
+# operations that PyTorch refuses where deterministic algorithms are asked for (`torch.use_deterministic_algorithms`),
+# and for which arguments
+_UNORDERED: dict[str, Callable[[Sequence[Any]], bool]] = {
+    **dict.fromkeys(
+        [
+            *("avg_pool3d_backward", "_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward"),
+            *("adaptive_max_pool2d_backward", "fractional_max_pool2d_backward", "fractional_max_pool3d_backward"),
+            *("max_unpool2d", "max_unpool3d", "_ctc_loss_backward", "nll_loss2d_forward", "put_", "histc"),
+            *("upsample_linear1d_backward", "upsample_bilinear2d_backward", "upsample_bicubic2d_backward"),
+            *("upsample_trilinear3d_backward", "grid_sampler_2d_backward", "grid_sampler_3d_backward"),
+            *("reflection_pad1d_backward", "reflection_pad2d_backward", "reflection_pad3d_backward"),
+        ],
+        lambda args: True,
+    ),
+    "cumsum": lambda args: args[0].is_floating_point(),
+    "bincount": lambda args: len(args) > 1 and args[1] is not None,
+    "median": lambda args: len(args) > 1,
+    "scatter_reduce": lambda args: args[4] == "prod",
+}
 _NUMPY = "is not supported for tensor subclasses"  # what PyTorch says of `.numpy()` and the like
 
 
 def device(make: Make) -> Finding:
     """No operation mixes the device with the CPU; whether the host waits for the device stands in the text."""
-    waits: list[str] = []
+    seen = Seen()
     for dims in working_dims(make):
         given = scene("degraded", dims, dtype=torch.float32)
         loss = make(given.target)
@@ -45,20 +65,37 @@ def device(make: Make) -> Finding:
         with torch.no_grad():
             logits, target, offered = inputs_of(loss, given, leaves)
         try:
-            _step(loss, {"logits": logits, "target": target, **offered}, leaves, waits)
+            _step(loss, {"logits": logits, "target": target, **offered}, leaves, seen)
         except FakeTensorDeviceMismatchError as error:
             return Finding(False, None, f"a tensor of the CPU meets one of the device ({_line(error)})")
         except DataDependentOutputException as error:
-            waits.append(f"a value is read ({_line(error)}{_UNSEEN}")
+            seen.waits.append(f"a value is read ({_line(error)}{_UNSEEN}")
         except DynamicOutputShapeException as error:
-            waits.append(f"a shape depends on values ({_line(error)}{_UNSEEN}")
+            seen.waits.append(f"a shape depends on values ({_line(error)}{_UNSEEN}")
         except Exception as error:
             if _NUMPY not in str(error):
                 return Finding(None, None, f"cannot be told: {type(error).__name__} ({_line(error)})")
-            waits.append(f"it leaves PyTorch ({_line(error)}{_UNSEEN}")
-    if waits:
-        return Finding(True, float(len(waits)), f"the host waits for the device: {', '.join(dict.fromkeys(waits))}")
-    return Finding(True, 0.0, "one device, and the host never waits for it")
+            seen.waits.append(f"it leaves PyTorch ({_line(error)}{_UNSEEN}")
+    texts = [f"{what}: {', '.join(dict.fromkeys(found))}" for what, found in seen.told() if found]
+    number = float(sum(len(found) for _, found in seen.told()))
+    return Finding(True, number, "; ".join(texts) or "one device, and the host never waits for it")
+
+
+@dataclass
+class Seen:
+    """What a GPU would be slow at, or not repeat, each with its line.
+
+    Attributes:
+        waits: What makes the host wait for it.
+        unordered: Operations that have no deterministic form there.
+    """
+
+    waits: list[str] = field(default_factory=list)
+    unordered: list[str] = field(default_factory=list)
+
+    def told(self) -> tuple[tuple[str, list[str]], ...]:
+        """Both, with what they are."""
+        return ("the host waits for the device", self.waits), ("no deterministic form on a GPU", self.unordered)
 
 
 class Generator(torch.Generator):
@@ -67,16 +104,19 @@ class Generator(torch.Generator):
     device = AWAY
 
 
-class _Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes what makes the host wait for a GPU and is possible without values."""
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes operations that a GPU waits for, or does not repeat, and that are possible without values."""
 
-    def __init__(self, found: list[str]) -> None:
+    def __init__(self, seen: Seen) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._found = found
+        self._seen = seen
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         aten = torch.ops.aten
+        name = func.overloadpacket.__name__
+        if name in _UNORDERED and _UNORDERED[name](args):
+            self._seen.unordered.append(f"{name} ({_place(traceback.extract_stack())})")
         if func is aten._to_copy.default:
             self._copied(args[0], result, (kwargs or {}).get("non_blocking", False))
         elif func is aten.copy_.default:
@@ -93,21 +133,21 @@ class _Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._note(f"a tensor is copied {way} the device")
 
     def _note(self, text: str) -> None:
-        self._found.append(f"{text} ({_place(traceback.extract_stack())})")
+        self._seen.waits.append(f"{text} ({_place(traceback.extract_stack())})")
 
 
 class _Made(TorchFunctionMode):
     """Notes tensors that are made of numbers of the host on the device in each call."""
 
-    def __init__(self, found: list[str]) -> None:
+    def __init__(self, seen: Seen) -> None:
         super().__init__()
-        self._found = found
+        self._seen = seen
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
         numbers = func in (torch.tensor, torch.as_tensor) and not any(isinstance(a, Tensor) for a in args)
         if numbers and given.get("device") is not None and torch.device(given["device"]) == AWAY:
-            self._found.append(f"numbers are copied to the device ({_place(traceback.extract_stack())})")
+            self._seen.waits.append(f"numbers are copied to the device ({_place(traceback.extract_stack())})")
         return func(*args, **given)
 
 
@@ -115,14 +155,14 @@ def _masked(indices: Iterable[Tensor | None]) -> bool:
     return any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices)
 
 
-def _step(loss: nn.Module, given: dict[str, Any], leaves: Iterable[str], waits: list[str]) -> None:
+def _step(loss: nn.Module, given: dict[str, Any], leaves: Iterable[str], seen: Seen) -> None:
     """Value and gradient on the device."""
 
     def run(moved: dict[str, Any]) -> None:
         logits, target = moved.pop("logits"), moved.pop("target")
         torch.autograd.backward(calls.evaluate_loss(loss, logits, target, moved)["loss"])
 
-    away(run, [loss], given, leaves, waits)
+    away(run, [loss], given, leaves, seen)
 
 
 def away(
@@ -130,7 +170,7 @@ def away(
     modules: Iterable[nn.Module],
     given: Mapping[str, Any],
     leaves: Iterable[str],
-    waits: list[str],
+    seen: Seen,
 ) -> None:
     """Run something on the device; the moves to it are not counted as its own.
 
@@ -139,7 +179,7 @@ def away(
         modules: They go there, and stay.
         given: Tensors, which go there, a generator, in whose place comes one of the device, and anything else.
         leaves: Names of the tensors that get gradients.
-        waits: Takes a sentence for each thing that makes the host wait.
+        seen: Takes what is seen.
 
     Raises:
         FakeTensorDeviceMismatchError: Tensors of two devices meet.
@@ -155,8 +195,13 @@ def away(
         moved |= {k: Generator() for k, v in given.items() if isinstance(v, torch.Generator)}
         for name in leaves:
             moved[name].requires_grad_()
-        with _Waits(waits), _Made(waits), patch.object(torch.autocast, "__init__", _autocast):
-            run(moved)
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(True)  # as on a GPU: some operations have another form then
+        try:
+            with _Watch(seen), _Made(seen), patch.object(torch.autocast, "__init__", _autocast):
+                run(moved)
+        finally:
+            torch.use_deterministic_algorithms(deterministic)
 
 
 _plain_autocast = torch.autocast.__init__
@@ -174,4 +219,4 @@ def _line(error: BaseException) -> str:
 def _place(frames: Iterable[traceback.FrameSummary]) -> str:
     """The innermost line outside of PyTorch and of the check: that of the loss."""
     own = [f for f in frames if not f.filename.startswith(_OTHERS)]
-    return f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "inside PyTorch"
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "in its gradient"

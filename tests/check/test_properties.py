@@ -339,6 +339,23 @@ def test_what_waits_for_the_device_is_told_with_its_line(
     assert f"the host waits for the device: {reason} (test_properties.py:" in found.text
 
 
+@pytest.mark.parametrize(
+    ("function", "operation"),
+    [
+        (
+            lambda x, y: nn.functional.cross_entropy(x, y.clamp(max=CLASSES - 1)),
+            "nll_loss2d_forward (test_properties.py:",
+        ),
+        (lambda x, y: x.softmax(1).flatten(2).cumsum(2).mean(), "cumsum (test_properties.py:"),
+        (lambda x, y: x.flatten(1).median(1).values.mean(), "median (test_properties.py:"),
+        (lambda x, y: nn.functional.pad(x.flatten(2), (1, 1), "reflect").mean(), "reflection_pad1d_backward ("),
+    ],
+)
+def test_what_a_gpu_does_not_repeat_is_told(function: Callable[[Tensor, Tensor], Tensor], operation: str) -> None:
+    found = ask("device", function)
+    assert found.holds and "no deterministic form on a GPU: " + operation in found.text
+
+
 def test_a_tensor_of_the_cpu_cannot_meet_the_device() -> None:
     found = ask("device", lambda x, y: (x * torch.arange(1.0, CLASSES + 1).view(-1, *[1] * (x.ndim - 2))).mean())
     assert found.holds is False and "a tensor of the CPU meets one of the device (test_properties.py:" in found.text

@@ -27,11 +27,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.check.finding import Finding, Make
 from harness.check.scenes import inputs_of, leaves_of, scene, working_dims
-from harness.losses import calls
+from harness.losses.calls import evaluate_loss
 
 AWAY = torch.device("meta")
-# frames of these are not the lines of a loss
-_OTHERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent), calls.__file__)
+# frames of these are not the lines of a loss, which is called by those
+_OTHERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+_CALLERS, _CALLS = (__file__, evaluate_loss.__code__.co_filename), ("run", evaluate_loss.__name__)
 _UNSEEN = "; what follows was not seen)"
 # operations that PyTorch refuses where deterministic algorithms are asked for (`torch.use_deterministic_algorithms`),
 # and for which arguments
@@ -160,7 +161,7 @@ def _step(loss: nn.Module, given: dict[str, Any], leaves: Iterable[str], seen: S
 
     def run(moved: dict[str, Any]) -> None:
         logits, target = moved.pop("logits"), moved.pop("target")
-        torch.autograd.backward(calls.evaluate_loss(loss, logits, target, moved)["loss"])
+        torch.autograd.backward(evaluate_loss(loss, logits, target, moved)["loss"])
 
     away(run, [loss], given, leaves, seen)
 
@@ -217,6 +218,8 @@ def _line(error: BaseException) -> str:
 
 
 def _place(frames: Iterable[traceback.FrameSummary]) -> str:
-    """The innermost line outside of PyTorch and of the check: that of the loss."""
-    own = [f for f in frames if not f.filename.startswith(_OTHERS)]
-    return f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "in its gradient"
+    """The innermost line that is neither PyTorch's nor ours: that of the loss, where it calls or is differentiated."""
+    stack = list(frames)
+    inside = max((i for i, f in enumerate(stack) if f.filename in _CALLERS and f.name in _CALLS), default=-1)
+    own = [f for f in stack[inside + 1 :] if not f.filename.startswith(_OTHERS)]
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "by PyTorch"

@@ -356,6 +356,11 @@ def test_what_a_gpu_does_not_repeat_is_told(function: Callable[[Tensor, Tensor],
     assert found.holds and "no deterministic form on a GPU: " + operation in found.text
 
 
+def test_what_a_loss_of_torch_does_is_told_without_a_line_of_ours() -> None:
+    found = PROPERTIES["device"](maker(CE))
+    assert found.holds and found.text == "no deterministic form on a GPU: nll_loss2d_forward (by PyTorch)"
+
+
 def test_a_tensor_of_the_cpu_cannot_meet_the_device() -> None:
     found = ask("device", lambda x, y: (x * torch.arange(1.0, CLASSES + 1).view(-1, *[1] * (x.ndim - 2))).mean())
     assert found.holds is False and "a tensor of the CPU meets one of the device (test_properties.py:" in found.text

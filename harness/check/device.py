@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -25,12 +24,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.check.finding import Finding, Make
+from harness.check.raised import place_of
 from harness.check.scenes import inputs_of, leaves_of, scene, working_dims
 from harness.losses import calls
 
 AWAY = torch.device("meta")
-# frames of these are not the lines of a loss
-_OTHERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent), calls.__file__)
 _UNSEEN = "; what follows was not seen)"
 _NUMPY = "is not supported for tensor subclasses"  # what PyTorch says of `.numpy()` and the like
 
@@ -144,6 +142,4 @@ def _line(error: BaseException) -> str:
 
 
 def _place(frames: Iterable[traceback.FrameSummary]) -> str:
-    """The innermost line outside of PyTorch and of the check: that of the loss."""
-    own = [f for f in frames if not f.filename.startswith(_OTHERS)]
-    return f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "inside PyTorch"
+    return place_of(frames) or "inside PyTorch"

@@ -23,7 +23,7 @@ from typing import Any
 from harness.annotations import expectation, spelled_out
 from harness.errors import BenchError
 from harness.loss_text import as_entry
-from harness.losses import LOSSES
+from harness.losses import ALSO_CALLED, LOSSES
 from harness.paths import there
 from harness.yamlfile import kind_of, nearest
 
@@ -125,9 +125,11 @@ def locate(name: str, table: Mapping[str, str], kind: str, base: Path, fallback:
     if fallback and _class_in(fallback, name) is not None:
         return _read(name, f"{fallback}:{name}")
     verb = "bench list losses" if kind == "loss" else "bench list models"
+    called = {target.partition(":")[2]: one for one, target in table.items()} | (ALSO_CALLED if kind == "loss" else {})
+    bare = f"a class of {fallback} goes by its bare name, " if fallback else ""
     raise BenchError(
-        f"unknown {kind} {name!r}{nearest(name, table)}; `{verb}` names the {len(table)} that are built in, "
-        "pkg.mod:Class and file.py:Class name one of your own."
+        f"unknown {kind} {name!r}{nearest(name, table, called)}; `{verb}` names the {len(table)} that are built in, "
+        f"{bare}pkg.mod:Class and file.py:Class name one of your own."
     )
 
 

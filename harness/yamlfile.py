@@ -42,6 +42,7 @@ _PATTERNS = {
     r"^\S+$": "a name without spaces",
 }
 _SHORTEST = 3  # letters of a name that is looked for in longer ones
+_SLIP = 0.85  # a letter too many or another one, of five or more
 _NOT_YAML = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 M = TypeVar("M", bound=BaseModel)
 
@@ -202,18 +203,21 @@ def nearest(name: str, known: Iterable[str], also: Mapping[str, str] | None = No
         known: The names there are.
         also: What some of them are called elsewhere → the name here.
     """
-    hit = _nearest(_bare(name), {_bare(one): one for one in reversed([*known])}, also or {})
+    hit = _nearest(name, [*known], also or {})
     return f" (did you mean {hit!r}?)" if hit else ""
 
 
-def _nearest(name: str, known: Mapping[str, str], also: Mapping[str, str]) -> str | None:
-    """The same name but for case and punctuation, by another name, the shortest that holds it, or one spelt alike."""
-    called = {_bare(one): here for one, here in also.items() if here in known.values()}
-    if name in known or name in called:
-        return known.get(name) or called[name]
-    holding = sorted((one for one in known if name in one), key=len) if len(name) >= _SHORTEST else []
-    alike = difflib.get_close_matches(name, [*known, *called], n=1, cutoff=0.6)
-    return next((known.get(one) or called[one] for one in (*holding, *alike)), None)
+def _nearest(name: str, known: Sequence[str], also: Mapping[str, str]) -> str | None:
+    """The same name but for case and punctuation, a slip of the pen, the shortest that holds it, one spelt alike."""
+    called = {_bare(one): here for one, here in also.items() if here in known}
+    called |= {_bare(one): one for one in reversed(known)}
+    bare = _bare(name)
+    if bare in called:
+        return called[bare]
+    slips = difflib.get_close_matches(name.casefold(), known, n=1, cutoff=_SLIP)
+    holding = sorted((one for one in known if bare in _bare(one)), key=len) if len(bare) >= _SHORTEST else []
+    alike = (called[one] for one in difflib.get_close_matches(bare, called, n=1, cutoff=0.6))
+    return next(iter((*slips, *holding, *alike)), None)
 
 
 def _bare(name: str) -> str:

@@ -13,7 +13,7 @@ import hashlib
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,12 +22,14 @@ from typing import Any
 
 from harness.annotations import expectation, spelled_out
 from harness.errors import BenchError
-from harness.losses import LOSSES
+from harness.loss_text import as_entry
+from harness.losses import ALSO_CALLED, LOSSES
 from harness.paths import there
 from harness.yamlfile import kind_of, nearest
 
 _PACKAGE = Path(__file__).resolve().parent
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
+_SHOWN = 6  # names of classes in a message
 
 
 @dataclass(frozen=True)
@@ -103,20 +105,31 @@ def locate(name: str, table: Mapping[str, str], kind: str, base: Path, fallback:
     """
     if name in table:
         return _read(name, table[name])
-    if ".py:" in name:
-        file, _, cls = name.rpartition(":")
+    if ("(" in name or "{" in name) and (entry := as_entry(name)) is not None:
+        raise BenchError(f"expected `name: {{argument: value}}`, found {name!r}; write `{entry}`.")
+    if ".py:" in name or name.endswith(".py"):
+        file, _, cls = name.rpartition(":") if ".py:" in name else (name, "", "")
         paths = [p for p in (base / file, Path(file)) if there(p)]
         if not paths:
-            raise BenchError(f"no file {file!r} beside the suite ({base}) or in the working directory.")
-        return _read(name, f"{paths[0].resolve()}:{cls}")
+            beside = f" or in {base}" if base != Path() else ""
+            raise BenchError(f"no file {file!r} in the working directory{beside}.")
+        path = paths[0].resolve()
+        if not cls:
+            forms = [f"{file}:{one}" for one in _networks(str(path))]
+            if not forms:
+                raise BenchError(f"{path} holds no class derived from torch.nn.Module, which a {kind} is.")
+            raise BenchError(f"expected a class, found a file; write {_listed(forms, ' or ')}.")
+        return _read(name, f"{path}:{cls}")
     if ":" in name or "." in name:
         return _read(name, name if ":" in name else ":".join(name.rsplit(".", 1)))
     if fallback and _class_in(fallback, name) is not None:
         return _read(name, f"{fallback}:{name}")
     verb = "bench list losses" if kind == "loss" else "bench list models"
+    called = {target.partition(":")[2]: one for one, target in table.items()} | (ALSO_CALLED if kind == "loss" else {})
+    bare = f"a class of {fallback} goes by its bare name, " if fallback else ""
     raise BenchError(
-        f"unknown {kind} {name!r}{nearest(name, table)}; `{verb}` names the {len(table)} that are built in, "
-        "pkg.mod:Class and file.py:Class name one of your own."
+        f"unknown {kind} {name!r}{nearest(name, table, called)}; `{verb}` names the {len(table)} that are built in, "
+        f"{bare}pkg.mod:Class and file.py:Class name one of your own."
     )
 
 
@@ -206,9 +219,7 @@ def _read(name: str, target: str) -> Found:
     where, _, cls = target.rpartition(":")
     place = _class_in(where, cls)
     if place is None:
-        if _source(where) is None:
-            raise BenchError(f"{name}: no module {where!r} is installed.")
-        raise BenchError(f"{name}: {where} has no class {cls!r}.")
+        raise BenchError(_absent(where, cls))
     init = _method(place, "__init__")
     params, any_keyword = _params(init, place.module) if init else ((), False)
     forward = _method(place, "forward")
@@ -218,6 +229,50 @@ def _read(name: str, target: str) -> Found:
         needs = tuple((a.arg, d is None) for a, d in pairs)
     version = next((v for v in (_constant(s, "version") for s in place.node.body) if isinstance(v, int)), 0)
     return Found(name, target, params, any_keyword, needs, version, _digest(place), _space(place))
+
+
+def _absent(module: str, name: str) -> str:
+    """Why there is no such class, with what stands there in its place."""
+    path = _source(module)
+    if path is None:
+        return f"no module {module!r} is installed."
+    if any(isinstance(node, _Function) and node.name == name for node in _tree(path).body):
+        return f"{name!r} in {module} is a function, expected a class derived from torch.nn.Module."
+    own = _networks(module)
+    listed = f"; it has: {_listed(own, ', ')}" if own else ""
+    return f"{module} has no class {name!r}{nearest(name, _names(module))}{listed}."
+
+
+def _networks(module: str) -> list[str]:
+    """The classes of a file that look like modules of torch: a `forward`, or a base that is called so."""
+    path = _source(module)
+    names = [n.name for n in _tree(path).body if isinstance(n, ast.ClassDef)] if path else []
+    places = [place for place in (_class_in(module, name) for name in names) if place is not None]
+    return [p.node.name for p in places if _method(p, "forward") or _derived(p)]
+
+
+def _derived(place: _Place) -> bool:
+    return any(ast.unparse(base).endswith(("Module", "Loss")) for one in _line(place) for base in one.node.bases)
+
+
+def _names(module: str, depth: int = 0) -> list[str]:
+    """Names of the classes and imports of a module, star imports followed."""
+    path = _source(module)
+    if path is None or depth > 2:
+        return []
+    names: list[str] = []
+    for node in _tree(path).body:
+        if isinstance(node, ast.ClassDef):
+            names.append(node.name)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                star = alias.name == "*"
+                names += _names(_absolute(node, module, path), depth + 1) if star else [alias.asname or alias.name]
+    return names
+
+
+def _listed(names: Sequence[str], joint: str) -> str:
+    return joint.join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _source(module: str) -> Path | None:

@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import ValidationError
-
 from harness.cell import Cell, SourceInfo
 from harness.data.conditions import Canonical, expand, name_of, refusal, title_of, twice
 from harness.data.manifest import Manifest, load_manifest, packed
@@ -289,11 +287,7 @@ def _init(
         key = (*where, "init")
         if args["init"] is not None and not isinstance(args["init"], dict):
             raise file.error(key, "expected {checkpoint: FILE}, or null for random weights.")
-        try:
-            given = None if args["init"] is None else Init.model_validate(args["init"])
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise file.error((*key, *first["loc"]), f"{first['msg'].lower()}.") from None
+        given = None if args["init"] is None else file.parse(Init, args["init"], key)
     if given is None:
         return None, None
     places = [folder / given.checkpoint for folder in (file.path.parent, Path())]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -37,7 +38,7 @@ def _once(what: str, values: list[T]) -> list[T]:
 class Slices(Strict):
     """2D: every slice along `axis` of the volume is one sample."""
 
-    size: tuple[Positive, Positive]
+    size: tuple[Positive, Positive] = Field(examples=[[256, 256]])
     fit: Literal["pad", "resize"] = "pad"
     axis: Literal[0, 1, 2] = 0
     keep: Literal["all", "labelled"] = "all"  # labelled: only slices with a class on them are trained on
@@ -46,7 +47,7 @@ class Slices(Strict):
 class Patches(Strict):
     """3D: random patches, a share of them centred on the foreground; sliding window at inference."""
 
-    size: tuple[Positive, Positive, Positive] | Literal["nnunet"]
+    size: tuple[Positive, Positive, Positive] | Literal["nnunet"] = Field(examples=[[64, 128, 128]])
     foreground: float = Field(default=0.33, ge=0, le=1)
     overlap: float = Field(default=0.5, ge=0, lt=1)  # of neighbouring windows at inference
 
@@ -54,7 +55,9 @@ class Patches(Strict):
 class Resample(Strict):
     """The grid that volumes are brought to before they are cut; predictions go back to their own."""
 
-    spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | Literal["median", "nnunet", "mist"]
+    spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | Literal["median", "nnunet", "mist"] = Field(
+        examples=[[1.0, 1.0, 1.0]]
+    )
 
 
 class DataEntry(Strict):
@@ -63,11 +66,11 @@ class DataEntry(Strict):
     manifest: str
     split: str
     folds: Literal["all"] | list[Annotated[int, Field(ge=0)]] | None = None
-    slices: Slices | None = None
-    patches: Patches | None = None
-    resample: Resample | None = None
+    slices: Slices | None = Field(default=None, examples=[{"size": [256, 256]}])
+    patches: Patches | None = Field(default=None, examples=[{"size": [64, 128, 128]}])
+    resample: Resample | None = Field(default=None, examples=[{"spacing": "median"}])
     crop: Literal["nonzero", "body"] | None = None
-    intensity: Intensity | None = None  # instead of the manifest's
+    intensity: Intensity | None = Field(default=None, examples=[{"zscore": "volume"}])  # instead of the manifest's
     canonical: bool = False  # axes brought into one order first
 
     @model_validator(mode="after")
@@ -128,17 +131,25 @@ class Init(Strict):
 class Train(Strict):
     """How every cell is trained."""
 
+    elsewhere: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("lr", "learning_rate"), "optimizer: {adamw: {lr: 1e-3}}"
+    ) | {
+        key: f"optimizer: {{sgd: {{lr: 1e-2, {key}: {value}}}}}"
+        for key, value in {"momentum": "0.9", "nesterov": "true", "weight_decay": "1e-4"}.items()
+    }
     epochs: Positive
     batch: Positive
     steps: Positive | None = None  # per epoch; by default as many as visit every sample once
     accumulate: Positive = 1  # parts of a batch that go through the model one after the other, before one step
-    optimizer: dict[Literal["sgd", "adam", "adamw"], dict[str, float | bool]]
+    optimizer: dict[Literal["sgd", "adam", "adamw"], dict[str, float | bool]] = Field(
+        examples=[{"adamw": {"lr": 0.001}}]
+    )
     schedule: Literal["constant", "poly", "cosine", "plateau"] = "poly"
     precision: Literal["float32", "bf16"] = "float32"
     clip: float | None = Field(default=None, gt=0)  # of the gradient's norm
-    augment: Augment | PresetAugment = Augment()
+    augment: Augment | PresetAugment = Field(default=Augment(), examples=[{"preset": "nnunet"}])
     cases: Literal["all"] | Positive | list[Literal["all"] | Positive] = "all"  # a list is an axis, of patients
-    init: Init | None = None
+    init: Init | None = Field(default=None, examples=[{"checkpoint": "weights.pt"}])
     deep_supervision: bool | None = None  # by default where the model gives logits at lower resolutions
 
     @field_validator("cases")
@@ -198,7 +209,9 @@ class Tune(Strict):
     """The budget that every loss gets over its parameters and the learning rate, on the validation patients."""
 
     trials: Positive
-    lr: tuple[PositiveFloat, PositiveFloat] | None = None  # ends of a logarithmic range
+    lr: tuple[PositiveFloat, PositiveFloat] | None = Field(
+        default=None, examples=[[0.0001, 0.01]]
+    )  # ends of a logarithmic range
     metric: str = "dice@val"
     epochs: Positive | None = None  # of a trial; by default those of `train`
     at_once: Positive = 1  # trials of one study that are chosen together, and can run side by side
@@ -302,10 +315,12 @@ class SuiteFile(Strict):
 
     suite: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     description: str = ""
-    data: DataEntry | list[DataEntry]
+    data: DataEntry | list[DataEntry] = Field(
+        examples=[{"manifest": "phantom", "split": "default", "slices": {"size": [256, 256]}}]
+    )
     models: list[str | dict[str, Any]] = Field(min_length=1)
     losses: list[str | dict[str, Any]] = Field(min_length=1)
-    with_: dict[str, Any] | None = Field(default=None, alias="with")
+    with_: dict[str, Any] | None = Field(default=None, alias="with", examples=[{"varied": 0.5, "ce": 0.5}])
     seeds: Positive | list[Annotated[int, Field(ge=0)]] = 1
     train: Train
     labels: Literal["clean"] | Condition | list[Literal["clean"] | Condition] = "clean"  # a list is an axis

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import BenchError
 from harness.metrics.table import (
+    ALSO_CALLED,
     ENGINES,
     EVERY_LOSS,
     LOSS,
@@ -92,7 +93,8 @@ def _metric(file: YamlFile, where: tuple[Any, ...], name: str, among: list[str] 
     except BenchError:
         found = name
     if found not in among:
-        raise file.error(where, f"{name!r} is not among the suite's metrics ({', '.join(among)}).")
+        near = nearest(name, among, ALSO_CALLED)
+        raise file.error(where, f"{name!r} is not among the suite's metrics{near}; it has: {', '.join(among)}.")
     return found
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from harness.errors import BenchError
 
@@ -18,13 +19,42 @@ KeyPath = tuple[Hashable, ...]
 MOST_BYTES = 16 * 2**20
 MOST_LEVELS = 64  # of nesting
 MOST_VALUES = 100_000  # of a file, with each alias written out: what expands to more is no suite
+# What a kind of pydantic's errors expected, in our words; braces are filled from the error.
+_EXPECTED = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "a mapping"),
+    "string_type": "text",
+    "string_too_short": "text that is not empty",
+    "string_pattern_mismatch": "{pattern}",
+    "literal_error": "",  # names what may stand there
+    "finite_number": "a finite number",
+    "greater_than": "a number above {gt}",
+    "greater_than_equal": "a number from {ge}",
+    "less_than": "a number below {lt}",
+    "less_than_equal": "a number up to {le}",
+}
+_PATTERNS = {
+    r"^[A-Za-z0-9][A-Za-z0-9_.-]*$": "a name of letters, digits, '_', '.' and '-' that begins with a letter or a digit",
+    r"^[a-z0-9_]+$": "a name of small letters, digits and '_'",
+    r"^\S+$": "a name without spaces",
+}
+_SHORTEST = 3  # letters of a name that is looked for in longer ones
+_SLIP = 0.85  # a letter too many or another one, of five or more
 _NOT_YAML = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 M = TypeVar("M", bound=BaseModel)
 
 
 class Strict(BaseModel):
-    """Base of every schema: unknown keys and numbers that are not finite are mistakes, values do not change."""
+    """Base of every schema: unknown keys and numbers that are not finite are mistakes, values do not change.
 
+    Attributes:
+        elsewhere: Keys that are looked for here → what to write for them.
+    """
+
+    elsewhere: ClassVar[Mapping[str, str]] = {}
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
@@ -55,11 +85,17 @@ class YamlFile:
         try:
             return model.model_validate(self.data if data is None else data)
         except ValidationError as error:
-            # a misspelt key is also a missing one; the misspelling is what the user can mend
-            first = min(error.errors(), key=_distance)
             # pydantic adds names of union members to the path; the file's own path is what the user knows
-            where = self._known((*at, *first["loc"]), missing=first["type"] == "missing")
-            raise self.error(where, _sentence(first, model, where[len(at) :])) from None
+            errors = [(self._known((*at, *e["loc"]), e["type"] == "missing"), e) for e in error.errors()]
+            # where one of several kinds knows a key, another that does not is not what was meant
+            others = {where for where, e in errors if e["type"] not in ("extra_forbidden", "missing")}
+            meant = [(where, e) for where, e in errors if e["type"] != "extra_forbidden" or where not in others]
+            # a misspelt key is also a missing one; the misspelling is what the user can mend
+            where, first = min(meant, key=lambda one: _distance(one[1]))
+            same = [e for there, e in meant if there == where and e["type"] in _EXPECTED]
+            if first["type"] == "missing" and isinstance(where[-1], int):
+                where = where[:-1]  # a list that is too short
+            raise self.error(where, _sentence(first, same, model, where[len(at) :])) from None
 
     def _known(self, loc: KeyPath, missing: bool) -> KeyPath:
         """The part of a path that stands in the file, and the key that is missing."""
@@ -159,10 +195,33 @@ def parse_value(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)`, or nothing where no known name is near."""
-    hit = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {hit[0]!r}?)" if hit else ""
+def nearest(name: str, known: Iterable[str], also: Mapping[str, str] | None = None) -> str:
+    """Return ` (did you mean 'x'?)`, or nothing where no known name is near.
+
+    Args:
+        name: What was written.
+        known: The names there are.
+        also: What some of them are called elsewhere → the name here.
+    """
+    hit = _nearest(name, [*known], also or {})
+    return f" (did you mean {hit!r}?)" if hit else ""
+
+
+def _nearest(name: str, known: Sequence[str], also: Mapping[str, str]) -> str | None:
+    """The same name but for case and punctuation, a slip of the pen, the shortest that holds it, one spelt alike."""
+    called = {_bare(one): here for one, here in also.items() if here in known}
+    called |= {_bare(one): one for one in reversed(known)}
+    bare = _bare(name)
+    if bare in called:
+        return called[bare]
+    slips = difflib.get_close_matches(name.casefold(), known, n=1, cutoff=_SLIP)
+    holding = sorted((one for one in known if bare in _bare(one)), key=len) if len(bare) >= _SHORTEST else []
+    alike = (called[one] for one in difflib.get_close_matches(bare, called, n=1, cutoff=0.6))
+    return next(iter((*slips, *holding, *alike)), None)
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).casefold()
 
 
 def _index(file: YamlFile, loader: _Loader, node: yaml.Node, path: KeyPath, above: set[int]) -> None:
@@ -213,38 +272,103 @@ def _dotted(keys: KeyPath) -> str:
     return text
 
 
-def _sentence(error: Any, model: type[BaseModel], where: KeyPath) -> str:
-    kind = error["type"]
+def _sentence(error: Any, same: Sequence[Any], model: type[BaseModel], where: KeyPath) -> str:
+    """What is wrong at a place.
+
+    Args:
+        error: The fault.
+        same: All faults of this place that have words in `_EXPECTED`: one for each kind of value that may stand there.
+        model: The schema.
+        where: The place in it.
+    """
+    kind, found, context = error["type"], error.get("input"), error.get("ctx", {})
     if kind == "extra_forbidden":
-        key = str(error["loc"][-1])
-        known = _fields(model, where[:-1])
-        return f"unknown key{nearest(key, known)}; known: {', '.join(known)}." if known else "unknown key."
+        return _unknown_key(str(error["loc"][-1]), _model_at(model, where[:-1]))
+    if kind == "missing" and isinstance(error["loc"][-1], int):
+        return f"expected more values{_example(model, where)}, found {len(found)}."
     if kind == "missing":
         return "this key is required and is not there."
-    text = str(error["msg"]).removeprefix("Value error, ")
-    found = error.get("input")
-    if kind == "value_error" and isinstance(found, (dict, list, tuple)):
-        return text.removesuffix(".") + "."  # our own sentence says what was found inside
-    shown = repr(found) if isinstance(found, (str, int, float, bool, type(None))) else kind_of(found)
-    return text + ("" if text.endswith(".") else f", found {shown}.")
+    if kind == "too_long":
+        most = context["max_length"]
+        return f"expected {most} value{'s'[: most != 1]}{_example(model, where)}, found {len(found)}."
+    if kind == "too_short":
+        return f"the list is empty; give at least one{_example(model, where)}."
+    if kind not in _EXPECTED:
+        text = str(error["msg"]).removeprefix("Value error, ")
+        if kind == "value_error" and isinstance(found, (dict, list, tuple)):
+            return text.removesuffix(".") + "."  # our own sentence says what was found inside
+        return text + ("" if text.endswith(".") else f", found {_shown(found)}.")
+    # arguments of an optimizer are numbers or flags, by name: a flag is named where it alone may stand
+    kinds = [one for one in same if not one["type"].startswith("bool_")] or same
+    expected = list(dict.fromkeys(words for one in kinds for words in _expected(one)))
+    alone = expected == ["a list"] and isinstance(found, str)
+    example = _example(model, where)
+    near = nearest(found, [one.strip("'") for one in expected if one[0] == "'"]) if isinstance(found, str) else ""
+    hint = f"; write [{found}]" if alone and not example else ""
+    listed = " or ".join(filter(None, [", ".join(expected[:-1]), expected[-1]]))
+    return f"expected {listed}{example}, found {_shown(found)}{near}{hint}."
 
 
-def _fields(model: type[BaseModel], path: KeyPath) -> list[str]:
-    """Field names of the (nested) model at `path`; empty where it cannot be told."""
-    current: Any = model
+def _expected(error: Any) -> list[str]:
+    """What a fault of `_EXPECTED` expected: one or more words of a list."""
+    context = {k: f"{v:g}" if isinstance(v, float) else v for k, v in error.get("ctx", {}).items()}
+    if error["type"] == "literal_error":
+        return re.split(r", | or ", context["expected"])
+    if "pattern" in context:
+        context["pattern"] = _PATTERNS.get(context["pattern"], f"text of the form {context['pattern']}")
+    return [_EXPECTED[error["type"]].format(**context)]
+
+
+def _example(model: type[BaseModel], where: KeyPath) -> str:
+    """`, such as [256, 256]`, where the schema has an example of the field."""
+    parent = _model_at(model, where[:-1]) if where else None
+    info = _field(parent, where[-1]) if parent is not None else None
+    if info is None or not info.examples:
+        return ""
+    text = yaml.safe_dump(info.examples[0], default_flow_style=True, sort_keys=False, width=10_000)
+    return f", such as {text.strip()}"
+
+
+def _field(model: type[BaseModel], key: Hashable) -> FieldInfo | None:
+    return next((info for name, info in model.model_fields.items() if (info.alias or name) == key), None)
+
+
+def _unknown_key(key: str, model: type[BaseModel] | None) -> str:
+    if model is None:
+        return "unknown key."
+    known = _keys(model)
+    listed = f"known: {', '.join(known)}."
+    if key in getattr(model, "elsewhere", {}):
+        return f"unknown key; write `{model.elsewhere[key]}`."  # type: ignore[attr-defined]
+    for name, info in model.model_fields.items():
+        inner = _model_in(info.annotation)
+        if inner is not None and key in (*_keys(inner), *getattr(inner, "elsewhere", {})):
+            return f"unknown key, it belongs under `{info.alias or name}`; {listed}"
+    return f"unknown key{nearest(key, known)}; {listed}"
+
+
+def _model_at(model: type[BaseModel], path: KeyPath) -> type[BaseModel] | None:
+    """The (nested) model at a path, None where it cannot be told."""
+    current: type[BaseModel] | None = model
     for key in path:
         if isinstance(key, int):
             continue
-        info = (
-            current.model_fields.get(str(key)) if isinstance(current, type) and issubclass(current, BaseModel) else None
-        )
-        if info is None:
-            return []
-        parts = [info.annotation, *getattr(info.annotation, "__args__", ())]
-        current = next((p for p in parts if isinstance(p, type) and issubclass(p, BaseModel)), None)
-    if not (isinstance(current, type) and issubclass(current, BaseModel)):
-        return []
-    return [info.alias or name for name, info in current.model_fields.items()]
+        info = _field(current, key) if current is not None else None
+        current = _model_in(info.annotation) if info is not None else None
+    return current
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    parts = [annotation, *getattr(annotation, "__args__", ())]
+    return next((p for p in parts if isinstance(p, type) and issubclass(p, BaseModel)), None)
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    return [info.alias or name for name, info in model.model_fields.items()]
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if isinstance(value, (str, int, float, bool)) else kind_of(value)
 
 
 def kind_of(value: Any) -> str:

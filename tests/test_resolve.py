@@ -99,11 +99,24 @@ def test_the_digest_follows_what_the_class_uses(tmp_path: Path, change: tuple[st
     [
         ("dcie", "unknown loss 'dcie' (did you mean 'dice'?)"),
         ("nowhere.py:X", "no file 'nowhere.py'"),
-        ("torch.nn.NoSuchLoss", "has no class 'NoSuchLoss'"),
+        ("torch.nn.NoSuchLoss", "torch.nn has no class 'NoSuchLoss'"),
+        ("torch.nn.CrossEntropyLos", "torch.nn has no class 'CrossEntropyLos' (did you mean 'CrossEntropyLoss'?)."),
         ("no_such_package.mod:X", "no module 'no_such_package.mod' is installed"),
+        ("mine.py", "expected a class, found a file; write mine.py:Base or mine.py:Mine."),
+        ("mine.py:Mein", "mine.py has no class 'Mein' (did you mean 'Mine'?); it has: Base, Mine."),
+        ("mine.py:helper", "mine.py is a function, expected a class derived from torch.nn.Module."),
+        ("plain.py", "plain.py holds no class derived from torch.nn.Module, which a loss is."),
+        (
+            "focal(gamma=2, alpha=[1, 2])",
+            "found 'focal(gamma=2, alpha=[1, 2])'; write `focal: {gamma: 2, alpha: [1, 2]}`.",
+        ),
+        ("mine.py:Mine(b=2)", "write `'mine.py:Mine': {b: 2}`."),
+        ("dice()", "write `dice`."),
     ],
 )
 def test_what_is_not_there_is_said(name: str, words: str, tmp_path: Path) -> None:
+    _file(tmp_path, LOSS)
+    (tmp_path / "plain.py").write_text("class Plain:\n    pass\n")
     with pytest.raises(BenchError) as error:
         locate(name, {"dice": "harness.losses.region:Dice"}, "loss", tmp_path)
     assert words in str(error.value)

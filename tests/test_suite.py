@@ -280,8 +280,8 @@ def test_a_model_may_start_from_weights(tmp_path: Path) -> None:
     assert {c.model_label for c in both} == {"unet", "unet(init=a)"}
     for wrong, words in (
         ("{checkpoint: c.pt}", "no file 'c.pt' beside the suite"),
-        ("{checkpoint: a.pt, frieze: [x]}", "init.frieze"),
-        ("{freeze: [x]}", "init.checkpoint: field required"),
+        ("{checkpoint: a.pt, frieze: [x]}", r"init.frieze: unknown key \(did you mean 'freeze'\?\)"),
+        ("{freeze: [x]}", "init.checkpoint: this key is required and is not there"),
     ):
         with pytest.raises(BenchError, match=words):
             cells(wrong)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from harness.check.arguments import argument_effects
 from harness.check.identity import twin_of
 from harness.check.properties import NEVER_DECLARED, PROPERTIES, Finding, Make
+from harness.check.raised import said
 from harness.check.scenes import evaluate, facts_of, label, scene
 from harness.errors import BenchError
 from harness.losses import LOSSES
@@ -97,7 +98,7 @@ def check_loss(
     except BenchError:
         raise
     except Exception as error:  # a loss whose construction or preparation fails ends its check, not the run around it
-        return Certificate(str(spec["name"]), False, (Line("call", "fail", None, _words(error)),), 0.0)
+        return Certificate(str(spec["name"]), False, (Line("call", "fail", None, said(error)),), 0.0)
     began = time.monotonic()  # without what a loss prepares once
     declares = dict(getattr(first, "declares", {}))
     unknown = sorted(set(declares) - DECLARABLE)
@@ -145,12 +146,8 @@ def _uncallable(make: Make) -> str | None:
             evaluate(make(given.target), given, gradient=False)
             return None
         except Exception as error:  # whatever a loss raises
-            fault = fault or _words(error)
+            fault = fault or said(error)
     return fault
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:160]
 
 
 def _find(name: str, make: Make, spec: Mapping[str, Any]) -> Finding:
@@ -163,8 +160,8 @@ def _find(name: str, make: Make, spec: Mapping[str, Any]) -> Finding:
             own = spec["class"] in LOSSES.values() and spec["args"]
             return Finding(None, found.number, found.text) if own and not found.holds else found
         return PROPERTIES[name](make)
-    except Exception as error:  # whatever a loss raises is a failure of the property, with the error as its text
-        return Finding(False, None, _words(error))
+    except Exception as error:  # whatever a loss raises is a failure of the property, in its own words
+        return Finding(False, None, said(error))
 
 
 def _line(name: str, found: Finding, declares: Mapping[str, str], strict: bool) -> Line:

@@ -6,34 +6,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from harness.check import Certificate, Line, check_loss
 from harness.errors import BenchError
 from harness.grid import plain_losses
+from harness.loss_text import read_loss
 from harness.losses import LOSSES
 from harness.printing import print_json
-from harness.yamlfile import YamlFile, parse_value
+from harness.yamlfile import YamlFile
 
 _MARKS = {"pass": "[green]pass[/]", "fail": "[bold red]FAIL[/]", "declared": "[yellow]declared[/]"}
 
 
 def specify(text: str) -> dict[str, Any]:
-    """The specification of a loss as on the command line: `dice`, `file.py:Class`, `"tversky: {fn_weight: 0.7}"`.
+    """The specification of a loss of the command line: `dice`, `file.py:Class`, `focal(gamma=2)`, `focal: {gamma: 2}`.
 
     Raises:
         BenchError: There is no such loss, or it has no such argument.
     """
-    try:
-        entry = parse_value(text)
-    except yaml.YAMLError:
-        raise BenchError(f"{text!r}: expected a loss, such as dice or 'tversky: {{fn_weight: 0.7}}'.") from None
-    name, args = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else (entry, {})
-    if not isinstance(name, str) or not isinstance(args, dict):
-        raise BenchError(f"{text!r}: expected a loss, such as dice or 'tversky: {{fn_weight: 0.7}}'.")
-    found = list(plain_losses(name, args, YamlFile(Path(text), entry), ()))
+    name, args = read_loss(text)
+    found = list(plain_losses(name, args, YamlFile(Path(text), None), ()))
     if len(found) != 1:
         raise BenchError(f"{text!r}: a sweep is several losses; name them one by one.")
     return found[0].spec

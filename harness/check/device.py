@@ -10,7 +10,6 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -26,12 +25,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.check.finding import Finding, Make
+from harness.check.raised import place_of
 from harness.check.scenes import inputs_of, leaves_of, scene, working_dims
 from harness.losses.calls import evaluate_loss
 
 AWAY = torch.device("meta")
-# frames of these are not the lines of a loss, which is called by those
-_OTHERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+# the call of a loss, whose frames come after it
 _CALLERS, _CALLS = (__file__, evaluate_loss.__code__.co_filename), ("run", evaluate_loss.__name__)
 _UNSEEN = "; what follows was not seen)"
 # operations that PyTorch refuses where deterministic algorithms are asked for (`torch.use_deterministic_algorithms`),
@@ -221,5 +220,4 @@ def _place(frames: Iterable[traceback.FrameSummary]) -> str:
     """The innermost line that is neither PyTorch's nor ours: that of the loss, where it calls or is differentiated."""
     stack = list(frames)
     inside = max((i for i, f in enumerate(stack) if f.filename in _CALLERS and f.name in _CALLS), default=-1)
-    own = [f for f in stack[inside + 1 :] if not f.filename.startswith(_OTHERS)]
-    return f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "by PyTorch"
+    return place_of(stack[inside + 1 :]) or "by PyTorch"

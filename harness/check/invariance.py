@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.check.finding import Finding, Make
+from harness.check.raised import said
 from harness.check.scenes import (
     CLASSES,
     IGNORE,
@@ -147,7 +148,7 @@ def dimensions(make: Make) -> Finding:
                 missing.append(f"{dims}D: no finite gradient")
             sloped = sloped or slopes
         except Exception as error:  # whatever a loss raises for images that it cannot do
-            missing.append(f"{dims}D: {type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''}")
+            missing.append(f"{dims}D: {said(error, 80)}")
     return Finding(not missing, 2.0 - len(missing), "; ".join(missing) or "2D and 3D")
 
 

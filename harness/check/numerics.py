@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from harness.check.finding import Finding, Make
+from harness.check.raised import said
 from harness.check.scenes import (
     IGNORE,
     QUALITIES,
@@ -71,7 +72,7 @@ def finite(make: Make) -> Finding:
                 if not evaluate(make(label(dims)), given).finite:
                     bad.append(f"{name} ({dims}D)")
             except Exception as error:  # whatever a loss raises for a label or prediction that it did not expect
-                bad.append(f"{name} ({dims}D) raises {type(error).__name__}: {str(error)[:60]}")
+                bad.append(f"{name} ({dims}D): {said(error, 80)}")
     return Finding(not bad, float(len(bad)), ", ".join(bad[:4]) or "all finite")
 
 

@@ -75,6 +75,29 @@ LOSSES: dict[str, str] = {
     "kl_shape_prior": "harness.losses.shape_prior:KLShapePrior",
     "shape_alignment": "harness.losses.shape_prior:ShapeAlignment",
 }
+# Names of other papers and libraries, where they are not those of our classes: for "did you mean".
+ALSO_CALLED: dict[str, str] = {
+    "bce": "ce",
+    "nll": "ce",
+    "log loss": "ce",
+    "wce": "weighted_ce",
+    "wbce": "weighted_ce",
+    "dpce": "distance_ce",
+    "soft dice": "dice",
+    "dsc": "dice",
+    "gdl": "generalized_dice",
+    "gdice": "generalized_dice",
+    "iou": "jaccard",
+    "miou": "jaccard",
+    "cldice": "soft_cldice",
+    "ssim": "structural_similarity",
+    "bd": "boundary",
+    "hd": "hausdorff_dt",
+    "bdou": "boundary_dou",
+    "abl": "active_boundary",
+    "ce dice": "dice_ce",
+    "ufl": "symmetric_unified_focal",
+}
 _CLASSES = {target.partition(":")[2]: target.partition(":")[0] for target in LOSSES.values()}
 
 

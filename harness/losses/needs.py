@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from harness.errors import BenchError
+from harness.yamlfile import nearest
 
 # Derived from the label once per batch (harness.losses.targets).
 LABEL_NEEDS = frozenset({"onehot", "valid", "present", "distance_in", "distance_out", "boundary"})
@@ -33,5 +34,7 @@ def check_needs(names: Iterable[str]) -> frozenset[str]:
     found = frozenset(names)
     unknown = sorted(found - NEEDS)
     if unknown:
-        raise BenchError(f"the loss asks for {unknown[0]!r}, which nobody supplies; known: {', '.join(sorted(NEEDS))}.")
+        known = sorted(NEEDS)
+        near = nearest(unknown[0], known)
+        raise BenchError(f"the loss asks for {unknown[0]!r}, which nobody supplies{near}; known: {', '.join(known)}.")
     return found

@@ -130,9 +130,23 @@ def check_known(
         raise _unknown(min(set(np.unique(volume).tolist()) - known), what, labels)
 
 
-def _unknown(value: int, what: str, labels: Mapping[str, Sequence[int]]) -> BenchError:
-    known = ", ".join(f"{name} {'+'.join(map(str, values))}" for name, values in labels.items())
-    return BenchError(
-        f"the {what} holds label {value}, which is neither background (0) nor a class ({known}); "
-        "add it to the labels or pass it as ignore."
-    )
+class UnknownLabel(BenchError):
+    """A label value without a meaning.
+
+    Attributes:
+        found: What was found, a sentence without its end.
+        label: The value.
+    """
+
+    def __init__(self, found: str, label: int) -> None:
+        super().__init__(found, label)  # both: so it goes between processes
+        self.found, self.label = found, label
+
+    def __str__(self) -> str:
+        """The sentence."""
+        return f"{self.found}; add it to the labels or pass it as ignore."
+
+
+def _unknown(value: int, what: str, labels: Mapping[str, Sequence[int]]) -> UnknownLabel:
+    known = ", ".join(f"{name}={'+'.join(map(str, values))}" for name, values in labels.items())
+    return UnknownLabel(f"the {what} holds label {value}, which is neither background (0) nor a class ({known})", value)

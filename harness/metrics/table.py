@@ -98,6 +98,22 @@ METRICS: dict[str, Metric] = {
         Metric("tn", "TN", "voxels in neither", "voxels", 0.0, True, "count"),
     )
 }  # fmt: skip
+# Names of other papers and libraries, where they are not the titles: for "did you mean".
+ALSO_CALLED: dict[str, str] = {m.title: m.name for m in METRICS.values()} | {
+    "f1": "dice",
+    "f score": "dice",
+    "jaccard": "iou",
+    "mean iou": "miou",
+    "recall": "sensitivity",
+    "tpr": "sensitivity",
+    "tnr": "specificity",
+    "ppv": "precision",
+    "hausdorff": "hd",
+    "hausdorff95": "hd95",
+    "95hd": "hd95",
+    "surface dice": "nsd",
+    "biou": "boundary_iou",
+}
 COUNTS: tuple[str, ...] = tuple(m.name for m in METRICS.values() if m.unit_kind == "count")
 LOSS = "loss:"
 """Begins the name of a family of metrics: `loss:focal` is the value of that loss on a network's logits."""
@@ -185,7 +201,7 @@ def metric_of(name: str) -> tuple[Metric, float | None]:
         return _loss_value(name.removeprefix(LOSS).strip()), None
     base, at, text = name.partition("@")
     if base not in METRICS:
-        raise BenchError(f"unknown metric {name!r}{nearest(base, METRICS)}; known: {', '.join(METRICS)}.")
+        raise BenchError(f"unknown metric {name!r}{nearest(base, METRICS, ALSO_CALLED)}; known: {', '.join(METRICS)}.")
     metric = METRICS[base]
     if not at:
         if metric.parameter == "required":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
@@ -15,12 +14,11 @@ import yaml
 from harness.cell import Cell
 from harness.errors import BenchError
 from harness.grid import Choice, LossChoice, expand_losses, label_of, plain_losses, with_rule
+from harness.loss_text import read_loss
 from harness.suite import Suite, lacking
 from harness.tuning.asked import tuning_of
 from harness.yamlfile import YamlFile, parse_value, read_yaml
 
-FORM = "expected a loss, such as my_loss.py:MyLoss, 'my_loss.py:MyLoss(gamma=2)' or 'tversky: {fn_weight: 0.7}'"
-_WORDS = {"true": True, "false": False, "null": None}
 _LONGEST = 100  # of a folder's name
 
 
@@ -83,7 +81,7 @@ def parse_loss(text: str, extra: Sequence[str] = (), beside: Path = Path()) -> A
     Raises:
         BenchError: It cannot be read, or there is no such file.
     """
-    name, args = _written(text)
+    name, args = read_loss(text)
     for one in extra:
         key, equals, value = one.partition("=")
         if not equals or not key.isidentifier():
@@ -99,40 +97,6 @@ def parse_loss(text: str, extra: Sequence[str] = (), beside: Path = Path()) -> A
     if found is None:
         raise BenchError(f"{file}: no such file, neither here nor beside the suite.")
     return Asked(text, f"{found.name}:{cls}", args, found.resolve())
-
-
-def _written(text: str) -> tuple[str, dict[str, Any]]:
-    call = re.fullmatch(r"\s*([^(){}]+?)\s*\((.*)\)\s*", text, re.DOTALL)
-    if call:
-        return call[1], _keywords(text, call[2])
-    try:
-        entry = parse_value(text)
-    except yaml.YAMLError:
-        raise BenchError(f"{text!r}: {FORM}.") from None
-    name, args = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else (entry, {})
-    if not isinstance(name, str) or not isinstance(args, dict) or re.search(r"[()]", name):
-        raise BenchError(f"{text!r}: {FORM}.")
-    return name, dict(args)
-
-
-def _keywords(text: str, inside: str) -> dict[str, Any]:
-    """Arguments as Python writes them; a bare word is a text, true, false and null are what YAML says."""
-    try:
-        call = ast.parse(f"f({inside})", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
-            raise ValueError
-        return {str(k.arg): _literal(k.value) for k in call.keywords}
-    except (SyntaxError, ValueError, TypeError, RecursionError):
-        raise BenchError(
-            f"{text!r}: expected arguments by name with plain values, such as (gamma=2, weights=[1, 2])."
-        ) from None
-
-
-def _literal(node: ast.expr) -> Any:
-    if isinstance(node, ast.Name):
-        return _WORDS.get(node.id, node.id)
-    value = ast.literal_eval(node)
-    return [*value] if isinstance(value, tuple) else value
 
 
 def extended(suite: Suite, asked: Sequence[Asked]) -> RankSuite:

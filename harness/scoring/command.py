@@ -20,11 +20,12 @@ from harness.metrics.table import METRICS, PROFILES, metric_of, title_of
 from harness.printing import print_json
 from harness.progress import LINE_SECONDS, duration
 from harness.records import write_rows
-from harness.scoring.folders import COLUMNS, Scores, Spacing, score_folders
+from harness.scoring.folders import COLUMNS, Labels, Scores, Spacing, score_folders
 from harness.scoring.summary import Mean, summarise
 
 _UNITS = {"1": "%", "mm2": "mm²", "mm3": "mm³", "voxel2": "pixels", "voxel3": "voxels"}
 SHOWN_FAULTS = 20
+SHOWN_CASES = 5  # of one fault
 Column = tuple[str, str]  # metric, unit
 
 
@@ -238,15 +239,22 @@ def _table(scores: Scores, means: Sequence[Mean], columns: Sequence[Column], gap
     for mask in ("pred", "ref", "both"):
         table.add_column(f"{mask}{gap}empty", justify="right", style="dim", no_wrap=True)
     names: list[str | None] = [*scores.labels]
+    whole = "mean over classes" + (", which overlap" if _overlapping(scores.labels) else "")
     for name in [*names, None] if len(names) > 1 else names:
         line = [cells[name, *column] for column in columns]
         status = line[0]
         counted = n if own or name is None else n - status.both_empty
         values = [_cell(mean, counted, gap) for mean in line]
         empties = [str(k) for k in (status.pred_empty, status.ref_empty, status.both_empty)]
-        texts = ["mean over classes" if name is None else name, str(counted), *values, *empties]
+        texts = [whole if name is None else name, str(counted), *values, *empties]
         table.add_row(*map(Text, texts), style="bold" if name is None else None)
     return table
+
+
+def _overlapping(labels: Labels) -> bool:
+    """Whether a label value is in two classes: a region is averaged with its parts."""
+    values = [v for given in labels.values() for v in (given if isinstance(given, Sequence) else [given])]
+    return len(set(values)) < len(values)
 
 
 def _heading(metric: str, unit: str, length: str, gap: str) -> str:
@@ -287,11 +295,15 @@ def policy_line(scores: Scores) -> str:
 
 def _notes(scores: Scores, request: Request) -> None:
     """What the user should know besides, on the error stream."""
-    for number, fault in enumerate(scores.faults.values()):
+    kinds: dict[str, list[str]] = {}  # what is the same but for its file is said once
+    for case, fault in scores.faults.items():
+        kinds.setdefault(fault.partition(": ")[2], []).append(case)
+    for number, cases in enumerate(kinds.values()):
         if number == SHOWN_FAULTS:
-            print(f"bench: and {len(scores.faults) - number} more cases.", file=sys.stderr)
+            more = sum(len(others) for others in [*kinds.values()][number:])
+            print(f"bench: and {more} more cases.", file=sys.stderr)
             break
-        print(f"bench: {fault}", file=sys.stderr)
+        print(f"bench: {scores.faults[cases[0]]}{_same(cases[1:])}", file=sys.stderr)
     if scores.faults:
         left = len(scores.rows)
         written = f"; the other {left} were" + (" and are written" if request.out is not None and left else "")
@@ -303,6 +315,14 @@ def _notes(scores: Scores, request: Request) -> None:
         print(
             "bench: label 255 was measured as a class; if it means 'not annotated', add --ignore 255.", file=sys.stderr
         )
+
+
+def _same(cases: Sequence[str]) -> str:
+    """The further cases of a fault: their number, and the first of them."""
+    if not cases:
+        return ""
+    names = ", ".join(cases[:SHOWN_CASES]) + (", …" if len(cases) > SHOWN_CASES else "")
+    return f" The same in {len(cases)} more case{'s'[: len(cases) != 1]}: {names}."
 
 
 @dataclass

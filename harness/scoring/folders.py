@@ -288,6 +288,7 @@ def _tried(settings: Settings, axes: int) -> None:
 
 def _measured(settings: Settings, job: tuple[Pair, Header]) -> list[Row]:
     """The rows of one case."""
+    from harness.metrics.checks import UnknownLabel
     from harness.scoring.images import read_labels
 
     pair, header = job
@@ -297,7 +298,10 @@ def _measured(settings: Settings, job: tuple[Pair, Header]) -> list[Row]:
         return _evaluated(pred, ref, spacing, settings)
     except BenchError as error:
         path = pair.pred if str(error).startswith("the prediction") else pair.ref
-        raise BenchError(f"{path}: {error}") from None
+        text = str(error)
+        if isinstance(error, UnknownLabel):
+            text = f"{error.found}; name it (--labels), or make it background (--drop {error.label})."
+        raise BenchError(f"{path}: {text}") from None
 
 
 def _without(labels: IntArray, drop: Sequence[int]) -> IntArray:

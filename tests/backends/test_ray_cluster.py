@@ -59,14 +59,14 @@ def test_the_cluster_file(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("adress: head:6379", "cluster.yaml:1: adress: unknown key (did you mean 'address'?)"),
-        ("cpus: 1\ngpus: 2", "cluster.yaml:2: gpus: Input should be less than or equal to 1, found 2"),
-        ("cpus: 0", "cpus: Input should be greater than 0"),
+        ("cpus: 1\ngpus: 2", "cluster.yaml:2: gpus: expected a number up to 1, found 2."),
+        ("cpus: 0", "cpus: expected a number above 0, found 0."),
         ("memory: 8 GB", "memory: expected a number with K, M, G or T, such as 8G, found '8 GB'"),
         ("address: ray://head:10001", "expected HOST:PORT, `auto` or `local`: bench runs on a machine of the cluster"),
         ("address: head", "address: expected HOST:PORT such as head:6379"),
         ("address: head:70000", "address: expected HOST:PORT such as head:6379"),
         ("resources: {GPU: 1}", "resources: GPU has a key of its own; write `gpus:`"),
-        ("tries: 0", "tries: Input should be greater than or equal to 1"),
+        ("tries: 0", "tries: expected a number from 1, found 0."),
     ],
 )
 def test_mistakes_in_the_cluster_file(tmp_path: Path, text: str, words: str) -> None:

@@ -43,7 +43,7 @@ def _file(folder: Path, text: str) -> Path:
         ("time: soon\n", ":1: time: expected minutes, or hours as in 12:00:00 or 1-12:00:00, found 'soon'."),
         ("time: 0\n", ":1: time: expected minutes, 1 or more, found 0."),
         ("time: true\n", ":1: time: expected minutes, 1 or more, found True."),
-        ("gpus: 4\n", ":1: gpus: Input should be less than or equal to 1, found 4."),
+        ("gpus: 4\n", ":1: gpus: expected a number up to 1, found 4."),
         ("gpu_type: a100\n", ":1: gpu_type: names a kind of GPU, and `gpus` is 0; write gpus: 1."),
         ("memory: 8 GB\n", ":1: memory: expected a number with K, M, G or T, such as 8G, found '8 GB'."),
         ("sbatch:\n- --nice=10\n- -p gpu\n", ":3: sbatch[1]: expected an option such as --nice=100, found '-p gpu'."),

@@ -129,7 +129,9 @@ def test_losses_of_libraries(capsys: pytest.CaptureFixture[str]) -> None:
         ("dice: {squared: {sweep: [true, false]}}", "several losses"),
         ("[dice]", "expected a loss"),
         ("dice: 3", "expected a loss"),
-        ("my.py:Nope", "no class 'Nope'"),
+        ("my.py", "bench: my.py: expected a class, found a file; write my.py:Loss or my.py:Backwards."),
+        ("my.py:Nope", "my.py has no class 'Nope'; it has: Loss, Backwards."),
+        ("focal(2)", "expected arguments by name"),
         ("no.py:Loss", "no file 'no.py'"),
         ("tversky: {fp_weight: -1}", "must not be negative"),
     ],
@@ -140,6 +142,7 @@ def test_what_cannot_be_checked_exits_with_2(
     assert main(["check", text]) == 2
     captured = capsys.readouterr()
     assert message in captured.err and "Traceback" not in captured.err
+    assert captured.err.count(f"{text}: ") <= 1, "the name is said once"
 
 
 def test_an_undeclarable_key_exits_with_2(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,6 +159,7 @@ def test_the_specification_is_that_of_a_suite(mine: Path) -> None:
         "args": {"fn_weight": 1.0, "fp_weight": 0.3},
         "version": spec["version"],
     }
+    assert specify("tversky(fn_weight=1, fp_weight=0.3)") == spec, "as tables show it"
     assert specify("my.py:Loss")["class"] == f"{(mine / 'my.py').resolve()}:Loss"
     with pytest.raises(BenchError, match="unknown loss"):
         specify("Dice")

@@ -106,7 +106,7 @@ SAYS = {
     ("InverseSquareOfNothing", "finite"): "a class absent (2D)",
     ("NanAtAbsentClass", "finite"): "a class absent (2D)",
     ("MeanOfForeground", "finite"): "label all background",
-    ("NoneWithoutBoundary", "finite"): "label all background, perfect (2D) raises BenchError",
+    ("NoneWithoutBoundary", "finite"): "label all background, perfect (2D): NoneWithoutBoundary returns NoneType",
     ("TopKOfNothing", "finite"): "one voxel that counts (2D), one voxel that counts (3D)",
     ("PowerAtThePerfect", "finite"): "perfect (2D)",
     ("HalfOverflow", "half_precision"): "not finite with 86,016 voxels",
@@ -232,7 +232,7 @@ def test_a_loss_that_raises_fails_with_its_own_words(tmp_path) -> None:
     )
     found = check_loss({"name": "raises", "class": f"{file}:Raises", "args": {}})
     assert not found.passed and len(found.lines) == 1, "said once, not for every property"
-    assert found.lines[0].text == "ValueError: no value today"
+    assert found.lines[0].text == "ValueError: no value today (raises.py:4)"
 
 
 def test_a_preparation_that_fails_is_the_finding_and_ends_nothing_else(tmp_path) -> None:
@@ -243,4 +243,37 @@ def test_a_preparation_that_fails_is_the_finding_and_ends_nothing_else(tmp_path)
         "        raise RuntimeError('no labels like these')\n"
     )
     found = check_loss({"name": "unprepared", "class": f"{file}:Unprepared", "args": {}})
-    assert not found.passed and [line.text for line in found.lines] == ["RuntimeError: no labels like these"]
+    assert not found.passed and [line.text for line in found.lines] == [
+        "RuntimeError: no labels like these (unprepared.py:6)"
+    ]
+
+
+def test_a_call_that_pytorch_refuses_names_the_line_of_the_loss(tmp_path) -> None:
+    file = tmp_path / "err.py"
+    file.write_text(
+        "from torch import nn\nclass Err(nn.Module):\n    def forward(self, logits, target):\n"
+        "        return (logits.softmax(1) - target[:, None, :3]).abs().mean()\n"
+    )
+    (line,) = check_loss({"name": "err", "class": f"{file}:Err", "args": {}}).lines
+    assert line.text.startswith("RuntimeError: The size of tensor a") and line.text.endswith(" (err.py:4)")
+
+
+def test_a_property_that_raises_names_the_line_of_the_loss(tmp_path) -> None:
+    file = tmp_path / "small.py"
+    file.write_text(
+        "from torch import nn\nclass Small(nn.Module):\n    def forward(self, logits, target):\n"
+        "        if len(logits) > 2:\n"
+        "            raise ValueError('four')\n        return logits.softmax(1).square().mean()\n"
+    )
+    found = check_loss({"name": "small", "class": f"{file}:Small", "args": {}}, only=["copies"])
+    assert [line.text for line in found.lines] == ["ValueError: four (small.py:5)"]
+
+
+def test_what_the_harness_says_of_a_loss_is_the_sentence_alone(tmp_path) -> None:
+    file = tmp_path / "rows.py"
+    file.write_text(
+        "from torch import nn\nclass Rows(nn.Module):\n    def forward(self, logits, target):\n"
+        "        return logits.flatten(1).mean(1)\n"
+    )
+    (line,) = check_loss({"name": "rows", "class": f"{file}:Rows", "args": {}}).lines
+    assert line.text.startswith("Rows returns shape (") and line.text.endswith("reduce it to a mean or a sum.")

@@ -67,7 +67,7 @@ def test_a_range_is_the_list_that_it_stands_for(tmp_path: Path) -> None:
         ('{pattern: "p{}", first: 1, to: 2}', "has the keys pattern, from, to and except"),
         ('[p1, {pattern: "p{}", from: 1, to: 5}]', "case 'p1' stands twice"),
         ('{pattern: "p/{}", from: 1, to: 5}', "case 'p/1' names a file"),
-        ("{found: 0}", "greater than or equal to 1"),
+        ("{found: 0}", "expected a number from 1, found 0."),
         ("[]", "no case is named"),
         ("all", "toy.yaml:10: cases"),
     ],

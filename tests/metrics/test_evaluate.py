@@ -1,10 +1,13 @@
 """Rows, counts, Dice, empty cases, units, bounds, ignored voxels, and what is refused."""
 
+import pickle
+
 import numpy as np
 import pytest
 
 from harness.errors import BenchError
 from harness.metrics import evaluate
+from harness.metrics.checks import UnknownLabel
 
 
 def table(rows):
@@ -166,7 +169,10 @@ GOOD = {"pred": OK, "ref": OK, "spacing": (1.0, 1.0), "labels": {"a": 1, "b": 2}
         ({"pred": OK - 1}, "prediction holds the negative label -1"),
         ({"ref": np.array([[0, 9, 2]])}, "reference holds label 9"),
         ({"pred": np.array([[0, 2**40, 2]])}, f"prediction holds label {2**40}"),
-        ({"labels": {"b": 2}}, r"prediction holds label 1.*background \(0\) nor a class \(b 2\)"),
+        (
+            {"labels": {"b": 2}},
+            r"prediction holds label 1.*background \(0\) nor a class \(b=2\); add it to the labels or pass it as ignore\.$",
+        ),
         ({"labels": {"b": 2}, "pred": OK * 0}, "reference holds label 1"),
         ({"pred": np.array([[0, 3, 2]]), "ref": np.array([[0, 255, 2]]), "ignore": 255}, "prediction holds label 3"),
         ({"labels": {}}, "labels is empty"),
@@ -194,6 +200,13 @@ def test_refused_in_one_sentence(change, message):
         evaluate(**(GOOD | change))
     assert "\n" not in str(error.value)
     assert str(error.value).endswith(".")
+
+
+def test_an_unknown_label_goes_between_processes():
+    with pytest.raises(UnknownLabel) as error:
+        evaluate(**GOOD | {"labels": {"b": 2}})
+    again = pickle.loads(pickle.dumps(error.value))
+    assert (str(again), again.label) == (str(error.value), 1)
 
 
 def test_the_good_case_is_good():

@@ -97,8 +97,24 @@ def test_no_case_at_all(folders, tmp_path: Path, capsys) -> None:
     out = tmp_path / "rows.csv"
     assert main(["score", *map(str, folders), "--labels", "disc=1", "--out", str(out)]) == 2
     captured = capsys.readouterr()
-    assert captured.out == "" and not out.exists() and captured.err.count("\n") == 4
+    assert captured.out == "" and not out.exists()
+    said = captured.err.splitlines()
+    assert len(said) == 2, "what is the same in all cases is said once"
+    assert said[0].startswith(f"bench: {folders[0] / 'c0.nii.gz'}: the prediction holds label 2, which is neither")
+    assert said[0].endswith(
+        "background (0) nor a class (disc=1); name it (--labels), or make it background (--drop 2). "
+        "The same in 2 more cases: c1, c2."
+    )
     assert "3 of 3 cases could not be measured" in captured.err
+
+
+def test_other_faults_are_said_each(folders, capsys) -> None:
+    write(folders[0] / "c1.mha", np.where(volumes(1)[0] > 0, 3, 0).astype(np.uint8))
+    write(folders[1] / "c2.mhd", np.where(volumes(2)[1] > 0, 3, 0).astype(np.int32))
+    assert main(["score", *map(str, folders), "--labels", "disc=1,ring=2", "--workers", "1"]) == 2
+    first, second, last = capsys.readouterr().err.splitlines()
+    assert "c1.mha: the prediction holds label 3" in first and "c2.mhd: the reference holds label 3" in second
+    assert "The same" not in first + second and "2 of 3 cases could not be measured" in last
 
 
 def test_negative_labels_and_images(folders, tmp_path: Path, capsys) -> None:

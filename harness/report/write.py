@@ -139,6 +139,7 @@ def write_report(
         verdict=_verdict(frames, compared),
         notice=notice,
         extra={g: verdicts.board_columns(compared, g) for g in frames.groups},
+        equivalent=next((s for s in map(verdicts.equivalence, compared) if s), ""),
     )
     index = out / "index.html"
     index.write_text(html, encoding="utf-8")

@@ -341,9 +341,9 @@ def _report(args: argparse.Namespace) -> int:
     if args.merge and args.commit:
         raise BenchError("--commit: records are committed suite by suite; leave out --merge.")
     planned = _load(args)
+    _tensorboard(planned, place, args, console)
     for part in [planned] if args.merge else [[one] for one in planned]:
         check_results(part)
-    _tensorboard(planned, place, args, console)
     writable(args.reports)
     if args.merge:
         from harness.merge import report_merged

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,7 +168,7 @@ def _finish(
         told.append(_run_row(suite, entries, started[suite.name]))
         if args.only:
             continue  # a report of a part would replace that of the whole
-        page = _page(suite, entries, place, args.reports)
+        page = _page(suite, entries, place, args.reports, console)
         told[-1]["report"] = str(page)
         console.print(f"  report: {page}", highlight=False, soft_wrap=True)
     if args.json:
@@ -205,6 +205,7 @@ def _page(
     entries: list[Entry],
     place: Place,
     reports: Path,
+    console: Console,
     force: bool = False,
     formats: Sequence[str] | None = None,
     images: bool = False,
@@ -213,7 +214,13 @@ def _page(
     from harness.suite_file import FORMATS
 
     with _written(reports / suite.name):
-        return report_suite(suite, entries, place, reports, force, formats or FORMATS, images=images)[0]
+        return report_suite(
+            suite, entries, place, reports, force, formats or FORMATS, images=images, say=_sayer(console)
+        )[0]
+
+
+def _sayer(console: Console) -> Callable[[str], None]:
+    return lambda text: console.print(f"  {text}", highlight=False, soft_wrap=True, markup=False)
 
 
 @contextmanager
@@ -317,7 +324,7 @@ def _report(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from harness.cell import Place
-    from harness.results import export_records
+    from harness.results import check_results, export_records
     from harness.suite_file import FORMATS
     from harness.yamlfile import nearest
 
@@ -335,12 +342,16 @@ def _report(args: argparse.Namespace) -> int:
         raise BenchError("--commit: records are committed suite by suite; leave out --merge.")
     planned = _load(args)
     _tensorboard(planned, place, args, console)
+    for part in [planned] if args.merge else [[one] for one in planned]:
+        check_results(part)
     writable(args.reports)
     if args.merge:
         from harness.merge import report_merged
 
         with _written(args.reports / args.merge):
-            page = report_merged(args.merge, planned, place, args.reports, formats, images=args.with_images)
+            page = report_merged(
+                args.merge, planned, place, args.reports, formats, images=args.with_images, say=_sayer(console)
+            )
         console.print(f"report: {page}", highlight=False, soft_wrap=True)
         if args.json:
             cells = sum(len(entries) for _, entries in planned)
@@ -353,7 +364,7 @@ def _report(args: argparse.Namespace) -> int:
             target = args.reports / suite.name / "records"
             committed = export_records(entries, target)
             console.print(f"{committed} records in {target}", highlight=False)
-        page = _page(suite, entries, place, args.reports, force=True, formats=formats, images=args.with_images)
+        page = _page(suite, entries, place, args.reports, console, force=True, formats=formats, images=args.with_images)
         console.print(f"report: {page}", highlight=False, soft_wrap=True)
         told.append({"report": suite.name, "cells": len(entries), "committed": committed, "page": str(page)})
     if args.json:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,19 @@ from harness.errors import BenchError
 from harness.metrics.table import metric_of
 from harness.panels import panels
 from harness.plan import Entry
-from harness.results import NOTICE, STAMP, about_of, folder_of, notes_of, settings_in, voxels_of
+from harness.results import (
+    NOTICE,
+    STAMP,
+    about_of,
+    called,
+    folder_of,
+    notes_of,
+    run_command,
+    settings_in,
+    slices_in,
+    tell_slices,
+    voxels_of,
+)
 from harness.rows import frames
 from harness.store import Home
 from harness.suite import Suite
@@ -134,6 +146,7 @@ def report_merged(
     formats: Sequence[str] = FORMATS,
     *,
     images: bool = False,
+    say: Callable[[str], object] | None = None,
 ) -> Path:
     """Write one report of several suites to `REPORTS/NAME`.
 
@@ -146,6 +159,7 @@ def report_merged(
         reports: Folder of reports.
         formats: Which of `FORMATS` to write.
         images: Show image voxels whatever the manifests say, see `report_suite`.
+        say: Takes a sentence for each data set whose slices cannot be drawn.
 
     Raises:
         BenchError: The name is that of a suite's own report or cannot name a folder, or there are fewer than two
@@ -156,7 +170,7 @@ def report_merged(
     out = folder_of(reports, name, images=images)
     out.mkdir(parents=True, exist_ok=True)
     with waited_for(out):  # as of a suite's own report: two commands may write it at about the same time
-        return _write(name, planned, merged, place, reports, out, formats, images)
+        return _write(name, planned, merged, place, reports, out, formats, images, say)
 
 
 def _write(
@@ -168,6 +182,7 @@ def _write(
     out: Path,
     formats: Sequence[str],
     images: bool,
+    say: Callable[[str], object] | None,
 ) -> Path:
     from harness.report import write_report
     from harness.report.verdicts import Ranking
@@ -176,11 +191,12 @@ def _write(
     cells["command"] = _commands(planned, merged)
     first, layout = planned[0][0], _layout(planned)
     shown, notes = _panels(planned, merged, place, cases, images=images) if "qualitative" in layout else ([], [])
+    said, before = [*notes], slices_in(out)
     published = {s.spec.report.published for s, _ in planned} - {None}
     notes += [*merged.notes, *_ranked(planned), *damaged]
     if len(published) > 1:
         notes.append("The suites name different published tables, so none stands beside the numbers.")
-    return write_report(
+    page = write_report(
         name,
         " ".join(f"{s.name}: {' '.join(s.spec.description.split())}" for s, _ in planned),
         cells,
@@ -200,6 +216,9 @@ def _write(
         notice=NOTICE if images else "",
         tuned=told(merged.entries),
     )
+    if say is not None and {"html", "latex"} & set(formats):
+        tell_slices(said, before, out, say)
+    return page
 
 
 def _check_name(name: str, planned: Planned, reports: Path) -> None:
@@ -253,15 +272,11 @@ def _ranked(planned: Planned) -> list[str]:
     return [f"Ranked and compared as {first.name} asks for; {names} would rank otherwise on their own."]
 
 
-def _run(suite: Suite) -> str:
-    return f"bench run {suite.path.name}{' --quick' if suite.quick else ''}"
-
-
 def _commands(planned: Planned, merged: Merged) -> list[str]:
     """The command that makes each cell: that of its own suite, in which the data set has its own name."""
     from harness.report.provenance import cell_command
 
-    runs = {s.name: _run(s) for s, _ in planned}
+    runs = {s.name: run_command(s) for s, _ in planned}
     originals = {(s, label): dataset for (s, dataset), label in merged.names.items()}
     out = []
     for entry, owner in zip(merged.entries, merged.owners, strict=True):
@@ -276,12 +291,12 @@ def _about(name: str, planned: Planned, merged: Merged, notes: Sequence[str], re
     """The provenance of all suites, each in its own words."""
     parts = [(s, about_of(s, entries, notes_of(s, entries, reports, []))) for s, entries in planned]
     flags = " --quick" if planned[0][0].quick else ""
-    files = " ".join(s.path.name for s, _ in planned)
+    files = " ".join(called(s) for s, _ in planned)
     environments = {_text(e): e for _, about in parts for e in about["environment"]}
     data = {_text(d): d for _, about in parts for d in about["data"]}
     return {
         "suite": "\n".join(f"# {s.name}\n{about['suite'].rstrip()}\n" for s, about in parts),
-        "commands": [*(_run(s) for s, _ in planned), f"bench report {files} --merge {name}{flags}"],
+        "commands": [*(run_command(s) for s, _ in planned), f"bench report {files} --merge {name}{flags}"],
         "notes": list(dict.fromkeys([*notes, *(f"{s.name}: {n}" for s, about in parts for n in about["notes"])])),
         "learning_rates": [f"{s.name}: {text}" for s, about in parts for text in about["learning_rates"]],
         "environment": [environments[k] for k in sorted(environments)],

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ from harness import __version__
 from harness.cell import ENGINE, PROFILE, Cell, Place
 from harness.claims import waited_for
 from harness.data.conditions import Setting, settings_of
+from harness.data.manifest import packed
 from harness.engine import engine_notes
+from harness.errors import BenchError
 from harness.metrics.table import ENGINES, LOSS, PROFILES, check_profiles, metric_of
 from harness.panels import panels
 from harness.plan import Entry
@@ -47,6 +50,7 @@ def report_suite(
     formats: Sequence[str] = FORMATS,
     *,
     images: bool = False,
+    say: Callable[[str], object] | None = None,
 ) -> tuple[Path, bool]:
     """Write the report of a suite unless the one that is there rests on the same records.
 
@@ -58,6 +62,7 @@ def report_suite(
         force: Write it anew in any case.
         formats: Which of `FORMATS` to write.
         images: Show image voxels whatever the manifests say, in a report of its own that git ignores.
+        say: Takes a sentence for each data set whose slices cannot be drawn.
 
     Returns:
         The page, and whether it was written anew.
@@ -70,7 +75,7 @@ def report_suite(
     with waited_for(out):  # commands that work on one folder of results end at about the same time
         if not force and not images and _is_current(out, stamp):
             return out / "index.html", False
-        return _write(suite, entries, place, reports, out, stamp, formats, images), True
+        return _write(suite, entries, place, reports, out, stamp, formats, images, say), True
 
 
 def _is_current(out: Path, stamp: str) -> bool:
@@ -90,6 +95,7 @@ def _write(
     stamp: str,
     formats: Sequence[str],
     images: bool,
+    say: Callable[[str], object] | None,
 ) -> Path:
     from harness.report import write_report
     from harness.report.verdicts import Ranking
@@ -99,6 +105,7 @@ def _write(
     notes: list[str] = []
     if "qualitative" in suite.spec.report.layout:
         shown, notes = panels(suite, entries, place, cases, images=images)
+    said, before = [*notes], slices_in(out)
     notes += notes_of(suite, entries, reports, damaged)
     page = write_report(
         suite.name,
@@ -120,11 +127,57 @@ def _write(
         notice=NOTICE if images else "",
         tuned=told(entries),
     )
+    if say is not None and {"html", "latex"} & set(formats):
+        tell_slices(said, before, out, say)
     if images or set(formats) != set(FORMATS):
         (out / STAMP).unlink(missing_ok=True)  # `bench run` then writes the whole
         return page
     write_atomic(out / STAMP, lambda stream: stream.write(json.dumps({"inputs": stamp}).encode() + b"\n"))
     return page
+
+
+def slices_in(out: Path) -> set[str]:
+    """Names of the figures of slices that are in a report's folder."""
+    return {p.name for pattern in ("ladder-*.svg", "slice-*.svg") for p in (out / "figures").glob(pattern)}
+
+
+def tell_slices(notes: Sequence[str], before: set[str], out: Path, say: Callable[[str], object]) -> None:
+    """Say which slices cannot be drawn and why, and which of the earlier report are gone with that.
+
+    None is kept: nothing says that an earlier figure shows the masks of these records.
+    """
+    for note in notes:
+        say(note)
+    gone = sorted(before - slices_in(out))
+    if notes and gone:
+        say(f"Removed with the earlier report, and not drawn again: {', '.join(gone)}.")
+
+
+def check_results(planned: Sequence[tuple[Suite, Sequence[Entry]]]) -> None:
+    """Refuse a report of nothing, which would replace one of results that are elsewhere.
+
+    Raises:
+        BenchError: No cell has a record, not even of a failure.
+    """
+    if any(e.record is not None for _, entries in planned for e in entries):
+        return
+    names = ", ".join(s.name for s, _ in planned)
+    commands = " and ".join(f"`{run_command(s, s.path)}`" for s, _ in planned)
+    problem = next((f" ({e.problem})" for _, entries in planned for e in entries if e.problem and not e.cell.skip), "")
+    makes = "makes" if len(planned) == 1 else "make"
+    raise BenchError(f"{names}: no cell has a result{problem}, so no report is written; {commands} {makes} them.")
+
+
+def called(suite: Suite, other: object = None) -> str:
+    """What names a suite on the command line: its name where it ships with the package, else `other` or its file."""
+    if suite.path.resolve().parent == packed("suites").resolve():
+        return suite.path.stem
+    return shlex.quote(str(other or suite.path.name))
+
+
+def run_command(suite: Suite, other: object = None) -> str:
+    """The command that runs a suite, see `called`."""
+    return f"bench run {called(suite, other)}{' --quick' if suite.quick else ''}"
 
 
 def voxels_of(suite: Suite) -> list[str]:
@@ -253,7 +306,7 @@ def about_of(suite: Suite, entries: Sequence[Entry], notes: Sequence[str]) -> di
     }
     return {
         "suite": suite.text,
-        "commands": [f"bench run {suite.path.name}{quick}", f"bench report {suite.path.name}{quick}"],
+        "commands": [run_command(suite), f"bench report {called(suite)}{quick}"],
         "notes": [*spec.report.notes, *(spec.protocol.sentences() if spec.protocol else []), *notes],
         "learning_rates": learning_rates(suite),
         "environment": [json.loads(e) for e in sorted(environments)],

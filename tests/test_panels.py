@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -173,6 +174,48 @@ def test_a_report_with_images_lies_apart_says_so_and_is_ignored_by_git(
     assert rest == usual
     assert main(["report", "suite.yaml", "--data", ".", "--with-images", "--commit"]) == 2
     assert not (folder / "reports/spots/records").exists()
+
+
+def test_a_report_of_nothing_is_refused_and_touches_nothing(
+    spots: tuple[Suite, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite, folder = spots
+    monkeypatch.chdir(folder)
+    assert main(["report", "suite.yaml", "--data", "."]) == 0
+    before = {p: p.read_bytes() for p in (folder / "reports").rglob("*") if p.is_file()}
+    shutil.move(folder / "runs", folder / "elsewhere")
+    for more in ([], ["--format", "latex"], ["--commit"], ["--with-images"]):
+        assert main(["report", "suite.yaml", "--data", ".", *more]) == 2
+    assert {p: p.read_bytes() for p in (folder / "reports").rglob("*") if p.is_file()} == before
+    assert (
+        "spots: no cell has a result, so no report is written; `bench run suite.yaml` makes" in capsys.readouterr().err
+    )
+    # a failure is a record, too: its page says what failed
+    for cell in suite.cells:
+        cell.eval_folder(folder / "runs").mkdir(parents=True)
+        RunRecord(cell.train_id, cell.eval_id, "oom", "too little memory", cell.described()).write(
+            cell.eval_folder(folder / "runs") / "record.json"
+        )
+    assert main(["report", "suite.yaml", "--data", "."]) == 0
+    assert "too little memory" in (folder / "reports/spots/index.html").read_text(encoding="utf-8")
+
+
+def test_slices_that_cannot_be_drawn_again_are_told_in_the_terminal(
+    spots: tuple[Suite, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, folder = spots
+    monkeypatch.chdir(folder)
+    assert main(["report", "suite.yaml", "--data", "."]) == 0
+    assert "qualitative" not in capsys.readouterr().out
+    slices = sorted(p.name for p in (folder / "reports/spots/figures").glob("slice-*.svg"))
+    shutil.rmtree(folder / "spots")
+    assert main(["report", "suite.yaml", "--data", ".", "--format", "csv"]) == 0  # draws none
+    assert "qualitative" not in capsys.readouterr().out
+    assert main(["report", "suite.yaml", "--data", "."]) == 0
+    said = capsys.readouterr().out
+    assert "No qualitative panels of spots: its masks or its labels are not at hand (" in said
+    assert f"Removed with the earlier report, and not drawn again: ladder-spots-unet.svg, {', '.join(slices)}." in said
+    assert len(slices) == 4 and not list((folder / "reports/spots/figures").glob("slice-*"))
 
 
 def test_masks_that_are_not_there_are_a_note(spots: tuple[Suite, Path]) -> None:

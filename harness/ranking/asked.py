@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import yaml
 
 from harness.cell import Cell
 from harness.errors import BenchError
-from harness.grid import Choice, LossChoice, expand_losses, label_of, plain_losses, with_rule
+from harness.grid import Choice, LossChoice, expand_losses, label_of, plain_losses, printed, with_rule
 from harness.loss_text import read_loss
 from harness.suite import Suite, lacking
 from harness.tuning.asked import tuning_of
@@ -127,7 +127,7 @@ def extended(suite: Suite, asked: Sequence[Asked]) -> RankSuite:
                 raise BenchError(f"{one.text}: {known} stands here a second time; keep one.")
             ranked.append(known)
             continue
-        label = choice.label if choice.label not in {*plain, *ranked} else _by_file(one, choice)
+        label = choice.label if choice.label not in {*plain, *ranked} else _apart(one, choice, plain)
         if label in {*plain, *ranked} or made[0].train_id in names:
             raise BenchError(f"{one.text}: another loss is called {label!r}, too; give the class another name.")
         names.append(made[0].train_id)
@@ -149,8 +149,14 @@ def _choice(one: Asked) -> LossChoice:
     return replace(found[0], spec=found[0].spec | {"name": one.name}, choice=choice, label=label_of(choice))
 
 
-def _by_file(one: Asked, choice: LossChoice) -> str:
-    return f"{one.name} {choice.label}" if one.file is not None else choice.label
+def _apart(one: Asked, choice: LossChoice, plain: Mapping[str, Mapping[str, Any]]) -> str:
+    """A label where another loss has the usual one: by its file, or by the arguments in which the two differ."""
+    if one.file is not None:
+        return f"{one.name} {choice.label}"
+    args, others = ({} if "sum" in spec else spec["args"] for spec in (choice.spec, plain[choice.label]))
+    keys = [k for k in args | others if repr(args.get(k)) != repr(others.get(k))]
+    inner = ", ".join(f"{k}={printed(args[k]) if k in args else 'default'}" for k in keys)
+    return f"{choice.label.partition('(')[0]}({inner})" if keys else choice.label
 
 
 def _cells(suite: Suite, loss: LossChoice, tuning: dict[str, Any] | None) -> Iterator[Cell]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,18 +11,23 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from harness.data.manifest import packed
 from harness.errors import BenchError
+from harness.paths import there
 from harness.printing import print_json
 from harness.ranking.page import duplicate_sentence
 from harness.ranking.place import Cost, Place, Standing, signed
 from harness.ranking.rank import CheckFailed, Ranked, rank
 from harness.report.words import number
 
+MEANS = "means: over the classes of a patient, then over patients and runs; the leaderboard takes patients first"
+
 
 def rank_command(args: argparse.Namespace) -> int:
     """Run `bench rank`; 1 where a loss does not pass its check, or a cell of it failed or diverged."""
     if len(args.names) < 2:
         raise BenchError("bench rank LOSS... SUITE: give a loss and a suite, such as my_loss.py:MyLoss quickstart.")
+    _check_order(args.names)
     *losses, suite = args.names
     console = Console(stderr=args.json)
     try:
@@ -63,6 +69,19 @@ def rank_command(args: argparse.Namespace) -> int:
     return 0 if result.complete else 1
 
 
+def _check_order(names: Sequence[str]) -> None:
+    """Say that the suite comes last where what is last is a loss, or where a suite stands before it."""
+
+    def suite(name: str) -> bool:
+        return name.endswith((".yaml", ".yml")) or there(packed("suites") / f"{Path(name).name}.yaml")
+
+    *first, last = names
+    early = next((x for x in first if suite(x)), None)
+    if not suite(last) and not there(Path(last)) and (early is not None or ".py:" in last):
+        told = f"bench rank {' '.join(shlex.quote(x) for x in names if x != early)} {early or 'SUITE'}"
+        raise BenchError(f"the suite comes last: {told}.")
+
+
 def show(result: Ranked, console: Console) -> None:
     """Print what was found."""
 
@@ -91,6 +110,8 @@ def show(result: Ranked, console: Console) -> None:
         for text in _costs(standing):
             line(text)
     line("")
+    if any(s.places for s in result.standings):
+        line(MEANS)
     for name, check in result.checks.items():
         line(f"check: {name} {'passes' if not check['failed'] else 'passes but for ' + ', '.join(check['failed'])}")
     for text in (*result.differences, *result.notes):
@@ -100,16 +121,18 @@ def show(result: Ranked, console: Console) -> None:
 
 
 def _places(places: Sequence[Place]) -> Table:
-    """The places on one data set with one model, in 80 columns; the verdicts are in the sentences below."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("metric", "mean", "baseline", "difference", "95 %", "tier", "rank", "first"):
+    """The places on one data set with one model, in 80 columns; units and verdicts are in the sentences below."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("metric", overflow="fold", max_width=10)
+    for name in ("mean", "baseline", "difference", "95 %", "tier", "rank", "first"):
         table.add_column(name, overflow="fold")
     for p in places:
         spans = "" if p.rank_low is None else f" ({p.rank_low}–{p.rank_high})"
         table.add_row(
-            escape(p.metric), number(p.mean), number(p.baseline_mean), f"{signed(p.effect)} {p.unit}",
-            _interval(p.low, p.high), f"{p.tier or '–'} of {p.tiers}",
-            f"{p.rank or '–'} of {p.losses}{spans}", "–" if p.first is None else f"{100 * p.first:.0f} %",
+            escape(p.metric), number(p.mean), number(p.baseline_mean),
+            signed(p.effect) + (" %" if p.unit.startswith("%") else ""), _interval(p.low, p.high),
+            f"{p.tier or '–'}/{p.tiers}", f"{p.rank or '–'}/{p.losses}{spans}",
+            "–" if p.first is None else f"{100 * p.first:.0f} %",
         )  # fmt: skip
     return table
 
@@ -137,9 +160,13 @@ def _costs(standing: Standing) -> Iterator[str]:
     for where, cost in standing.cost.items():
         text = f"cost on {where}: {_cost(cost)}"
         base = standing.baseline_cost.get(where) if standing.baseline_cost is not None else None
+        if standing.baseline_cost is None and standing.loss != standing.baseline:
+            text += f"; that of {standing.baseline} was measured on other hardware or with another torch"
         if base is not None and standing.loss != standing.baseline:
             text += f"; {standing.baseline}: {_cost(base)}"
-            if cost.step_ms and base.step_ms:
+            if standing.load:
+                text += f"; no comparison of the times: {standing.load}"
+            elif cost.step_ms and base.step_ms:
                 text += f"; {cost.step_ms / base.step_ms:.2f} times its step"
         yield text + "."
 

@@ -38,6 +38,20 @@ def hardware_differs(entries: Sequence[Entry], ranked: Sequence[str]) -> bool:
     )
 
 
+def load(entries: Sequence[Entry]) -> str:
+    """Why times of steps cannot be compared although the hardware is the same; empty where they can.
+
+    Records say how many processes shared a GPU, and nothing of what else ran on the processors.
+    """
+    found = _values([e for e in entries if e.record is not None and e.record.status == "ok"])
+    most = max((int(n) for n in found["processes"]), default=1)
+    if most > 1:
+        return f"up to {most} processes shared the device"
+    if any(device.startswith("cpu") for device in found["device"]):
+        return "no record says what else ran on the processors"
+    return ""
+
+
 def _environments(ours: Sequence[Entry], theirs: Sequence[Entry]) -> list[str]:
     mine, others = _values(ours), _values(theirs)
     out = []

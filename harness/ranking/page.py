@@ -15,7 +15,7 @@ from harness.panels import panels
 from harness.plan import Entry
 from harness.ranking.asked import RankSuite
 from harness.records import write_atomic
-from harness.results import about_of, notes_of, settings_in, voxels_of
+from harness.results import about_of, called, notes_of, run_command, settings_in, voxels_of
 from harness.rows import Tables
 from harness.tuning.told import told
 
@@ -61,7 +61,7 @@ def write_page(
     about = about_of(
         suite, entries, [*rest, *result.differences, *result.notes, *notes, *notes_of(suite, entries, reports, [])]
     )
-    about["commands"] = [_run(suite), _rank(suite)]
+    about["commands"] = [run_command(suite), _rank(suite)]
     try:
         page = write_report(
             suite.name,
@@ -113,13 +113,9 @@ def duplicate_sentence(loss: str, others: Sequence[str]) -> str:
     )
 
 
-def _run(suite: RankSuite) -> str:
-    return f"bench run {suite.path.name}{' --quick' if suite.quick else ''}"
-
-
 def _rank(suite: RankSuite) -> str:
     losses = " ".join(shlex.quote(text) for text in suite.asked)
-    return f"bench rank {losses} {suite.path.name}{' --quick' if suite.quick else ''}"
+    return f"bench rank {losses} {called(suite)}{' --quick' if suite.quick else ''}"
 
 
 def _commands(suite: RankSuite, entries: Sequence[Entry]) -> list[str]:
@@ -130,5 +126,5 @@ def _commands(suite: RankSuite, entries: Sequence[Entry]) -> list[str]:
     for entry in entries:
         labels = entry.cell.labels
         named = labels | {"fold": -1 if labels["fold"] is None else labels["fold"]}
-        out.append(_rank(suite) if entry.cell.loss_label in suite.added else cell_command(_run(suite), named))
+        out.append(_rank(suite) if entry.cell.loss_label in suite.added else cell_command(run_command(suite), named))
     return out

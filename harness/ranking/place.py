@@ -10,7 +10,7 @@ import pandas as pd
 
 from harness.report.frames import Frames
 from harness.report.tables import measures
-from harness.report.verdicts import Comparison, Ranking, compare, outcomes
+from harness.report.verdicts import Comparison, Ranking, compare, outcomes, within
 from harness.report.words import count, number
 from harness.stats import Analysis, LossResult
 
@@ -66,12 +66,13 @@ class Place:
         rank_high: Worst rank that is not excluded.
         losses: How many losses are ranked.
         first: Probability of rank 1.
-        mean: Mean over patients and runs.
+        mean: Mean over the classes of a patient, then over patients and runs; of distances without misses.
         baseline_mean: That of the baseline.
         effect: Loss − baseline.
         low: Lower end of its 95 % interval, for the population of patients and trainings.
         high: Upper end.
-        p_holm: After Holm.
+        p_holm: Of the test for a difference, after Holm.
+        p_rope: Of the two one-sided tests for a difference within ±rope, after Holm; None without a rope.
         runs: Runs with values.
         diverged: Runs that diverged.
         crashed: Runs that ended otherwise without values.
@@ -102,6 +103,7 @@ class Place:
     low: float | None
     high: float | None
     p_holm: float | None
+    p_rope: float | None
     runs: int
     diverged: int
     crashed: int
@@ -114,7 +116,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Cost:
-    """Means over the runs of one loss, or None where no run has them; memory is that of the process."""
+    """Means over the runs of one loss, or None where no run has them; memory is the largest of any run's process."""
 
     train_s: float | None
     step_ms: float | None
@@ -134,6 +136,7 @@ class Standing:
         missing: Why there is no place, where there is none.
         cost: What it costs by data set and model: (data set, model) as `dataset / model`.
         baseline_cost: The same of the baseline; None where the hardware or torch differs.
+        load: Why the times of the two cannot be compared; empty where they can.
     """
 
     loss: str
@@ -143,6 +146,7 @@ class Standing:
     missing: str
     cost: dict[str, Cost]
     baseline_cost: dict[str, Cost] | None
+    load: str = ""
 
 
 def standings(
@@ -152,6 +156,7 @@ def standings(
     *,
     duplicates: dict[str, tuple[str, ...]] | None = None,
     same_hardware: bool = True,
+    load: str = "",
 ) -> list[Standing]:
     """Place losses among all losses that have values.
 
@@ -160,7 +165,8 @@ def standings(
         ranking: What to rank by; with a baseline.
         ranked: Labels of the losses to place.
         duplicates: For each of them the losses that it equals.
-        same_hardware: Whether times can be compared.
+        same_hardware: Whether the costs of the baseline are given.
+        load: Why times cannot be compared, see `harness.ranking.differences.load`.
     """
     baseline = str(ranking.baseline)
     found = compare(frames, ranking)
@@ -177,6 +183,7 @@ def standings(
                 "" if places else _why_none(own, found),
                 _costs(frames, loss),
                 _costs(frames, baseline) if same_hardware else None,
+                load,
             )
         )
     return out
@@ -221,6 +228,7 @@ def _place(frames: Frames, ranking: Ranking, c: Comparison, loss: str) -> Place 
         low=_shown(c, result.low),
         high=_shown(c, result.high),
         p_holm=result.p_holm,
+        p_rope=result.p_rope,
         runs=result.runs,
         diverged=result.diverged,
         crashed=result.crashed,
@@ -296,8 +304,7 @@ def _said(c: Comparison, a: Analysis, r: LossResult) -> str:
         text += f" Against {a.baseline}: {signed(c.shown(r.effect))} {unit}"
         if r.low is not None and r.high is not None:
             text += f", 95 % interval {signed(c.shown(r.low))} to {signed(c.shown(r.high))}"
-        holm = f" after Holm (p = {r.p_holm:.2g})" if r.p_holm is not None else ""
-        text += f": {r.verdict}{holm}." if not a.no_verdict else "."
+        text += f": {_verdict(c, r)}." if not a.no_verdict else "."
     if r.loss == a.baseline:
         text += " It is the baseline."
     if a.no_verdict:
@@ -305,6 +312,13 @@ def _said(c: Comparison, a: Analysis, r: LossResult) -> str:
     if r.diverged or r.crashed:
         text += " " + _lost(r)
     return text
+
+
+def _verdict(c: Comparison, r: LossResult) -> str:
+    """The verdict with the p of the test that gives it: of a difference, or of two one-sided tests against one."""
+    same = r.verdict == "equivalent"
+    p = r.p_rope if same else r.p_holm
+    return f"{r.verdict}{f' ({within(c)})' * same} after Holm" + (f" (p = {p:.2g})" if p is not None else "")
 
 
 def _lost(r: LossResult) -> str:
@@ -350,6 +364,7 @@ def _costs(frames: Frames, loss: str) -> dict[str, Cost]:
     out = {}
     own = frames.cells[(frames.cells["loss"] == loss) & (frames.cells["status"] == "ok")]
     for (group, model), runs in own.groupby(["group", "model"], sort=False, observed=True):
-        values = (pd.to_numeric(runs[k]).mean() for k in ("train_s", "step_ms", "targets_ms", "peak_rss_mb"))
+        values = [pd.to_numeric(runs[k]).mean() for k in ("train_s", "step_ms", "targets_ms")]
+        values.append(pd.to_numeric(runs["peak_rss_mb"]).max())
         out[f"{group} / {model}"] = Cost(*(None if math.isnan(v) else float(v) for v in values))
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -15,9 +16,9 @@ from harness.launch import run_entries
 from harness.metrics.table import metric_of
 from harness.plan import Entry, counts, make_plan, to_rerun
 from harness.ranking.asked import RankSuite, extended, parse_loss
-from harness.ranking.differences import differences, hardware_differs
+from harness.ranking.differences import differences, hardware_differs, load
 from harness.resolve import forget
-from harness.results import voxels_of
+from harness.results import run_command, voxels_of
 from harness.rows import Tables, frames
 from harness.store import Home
 from harness.suite import Suite, load_suite
@@ -143,7 +144,7 @@ def rank(
     loaded = suite if isinstance(suite, Suite) else load_suite(suite, quick, place.root)
     whole = _extended(loaded, [losses] if isinstance(losses, str) else losses, args)
     entries = make_plan(whole, outs, reports)
-    against = _baseline(whole, entries, baseline)
+    against = _baseline(whole, entries, baseline, place.root, reports)
     ours = [e for e in entries if e.cell.loss_label in whole.ranked]
     todo = [e for e in to_rerun(ours, rerun) if not e.cell.skip]
     if todo:
@@ -209,7 +210,7 @@ def _extended(suite: Suite, losses: Sequence[str], args: Sequence[str]) -> RankS
     return whole
 
 
-def _baseline(suite: RankSuite, entries: Sequence[Entry], asked: str | None) -> str:
+def _baseline(suite: RankSuite, entries: Sequence[Entry], asked: str | None, root: Path | None, reports: Path) -> str:
     """The loss to compare with; it must have records before anything is trained."""
     labels = list(dict.fromkeys(e.cell.loss_label for e in entries if e.cell.loss_label not in suite.added))
     has = {e.cell.loss_label for e in entries if e.record is not None and e.record.status == "ok"}
@@ -219,12 +220,26 @@ def _baseline(suite: RankSuite, entries: Sequence[Entry], asked: str | None) -> 
             f"--baseline {name}: not one of the suite's losses{nearest(name, labels)}: {', '.join(labels)}."
         )
     if name not in has and name not in suite.ranked:
-        command = f"bench run {suite.path}{' --quick' if suite.quick else ''}"
-        raise BenchError(
-            f"{suite.base}: the baseline {name} has no record in the folders of results or in REPORTS/*/records; "
-            f"`{command} --only loss={name}` makes them, `{command}` those of all losses."
-        )
+        found = f"{suite.base}: the baseline {name} has no record in the folders of results or in {reports}/*/records"
+        beside = _beside(suite, name)
+        if beside is not None and beside != reports.resolve():
+            raise BenchError(f"{found}; there are some beside the suite: add --reports {shlex.quote(str(beside))}.")
+        data = shlex.quote(str(root)) if root is not None else "FOLDER"
+        needed = any(not m.phantom and m.layout[0] != "phantom" for m in suite.manifests.values())
+        command = run_command(suite, suite.path) + f" --data {data}" * needed
+        only = shlex.quote(f"loss={name}")
+        raise BenchError(f"{found}; `{command} --only {only}` makes them, `{command}` those of all losses.")
     return name
+
+
+def _beside(suite: RankSuite, loss: str) -> Path | None:
+    """The folder of reports that lies beside the suite or its folder and has committed records of a loss."""
+    ids = {c.train_id for c in suite.cells if c.loss_label == loss}
+    here = suite.path.resolve().parent
+    for folder in (here / "reports", here.parent / "reports"):
+        if any((folder / suite.base / "records" / name).is_dir() for name in ids):
+            return folder
+    return None
 
 
 def _checked(suite: RankSuite, prepared: Path, console: Console) -> dict[str, Certificate]:
@@ -304,7 +319,8 @@ def placed(
     pooled = [m for m in suite.spec.metrics if metric_of(m)[0].scope == "dataset"]
     ready = prepare(tables.cells, tables.cases, tables.curves, pooled, voxels_of(suite))
     same = not hardware_differs(entries, suite.ranked)
-    return standings(ready, ranking, suite.ranked, duplicates=twins, same_hardware=same)
+    compared = [e for e in entries if e.cell.loss_label in (*suite.ranked, ranking.baseline)]
+    return standings(ready, ranking, suite.ranked, duplicates=twins, same_hardware=same, load=load(compared))
 
 
 def _notes(suite: RankSuite, ours: Sequence[Entry], certificates: Mapping[str, Certificate]) -> list[str]:

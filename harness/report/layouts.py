@@ -47,6 +47,10 @@ MARKS = (
     "Per block and column the best is bold and blue, the second best underlined and red. The marks compare printed "
     "means and claim no difference; a loss that lacks runs is never marked."
 )
+APART = (
+    "The statistics average the classes of a patient first and leave misses out of distances: where a class is absent "
+    "or missed, their means and differences are others."
+)
 DEFAULT = "default"
 _SEEDS = "± is the standard deviation over seeds."
 _MEANS = "Mean over patients, then over classes, then over runs."
@@ -161,7 +165,7 @@ def survey(numbers: Numbers) -> list[TableView]:
                 line = [numbers.mean(group, model, loss, m, c) for m, c in zip(found, classes, strict=True)]
                 rows.append(Row(loss, tuple(line), numbers.lacking(group, model, loss)))
             blocks.append(Block(model, tuple(rows)))
-        notes = (MARKS, "A class's number is the mean over patients, then over runs; the mean is over classes.")
+        notes = (MARKS, "A class's number is the mean over patients, then over runs; the mean is over classes.", APART)
         views.append(_view("survey_table", group, "Loss", heads_of(found, found), columns, blocks, notes))
     return views
 

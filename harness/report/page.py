@@ -15,6 +15,7 @@ from harness.report.board import BoardColumn, boards
 from harness.report.charts import chart, points_per_line
 from harness.report.figures import CurvePicture, Picture
 from harness.report.frames import FAILED, Frames
+from harness.report.layouts import APART
 from harness.report.provenance import cell_rows, provenance
 from harness.report.tables import measures
 from harness.report.view import TableView
@@ -50,6 +51,7 @@ def render(
     verdict: str,
     notice: str = "",
     extra: Mapping[str, Sequence[BoardColumn]] | None = None,
+    equivalent: str = "",
 ) -> str:
     """The whole page as HTML.
 
@@ -64,6 +66,7 @@ def render(
         verdict: The sentence under the headline.
         notice: A warning on top; nothing where it is empty.
         extra: Data set to further columns of its leaderboard, see `board.BoardColumn`.
+        equivalent: What the verdict `equivalent` means; nothing where there is no such verdict.
     """
     middle, cost_figures = _sections(frames, pictures, order, views)
     pairs = checks.fairness(frames)
@@ -75,6 +78,8 @@ def render(
         verdict=verdict,
         notice=notice,
         pooled=[METRICS[n].title for n in frames.pooled],
+        apart=APART,
+        equivalent=equivalent,
         one_seed=frames.cells["seed"].nunique() < 2,
         boards=boards(frames, extra),
         verdicts=any(c.heading == "Tier" for columns in (extra or {}).values() for c in columns),

@@ -1,9 +1,11 @@
 """The numbers of the report: policy for empty masks, means over patients and runs, leaderboard, the survey's table.
 
-One definition holds everywhere. Per run (a fold and a seed) and class: the mean over patients, the cases of one
-patient averaged first. Per run: the mean over classes. Per loss: the mean over its measured runs. A metric of the scope
-`dataset` (mIoU) is made per run and class from the counts of all its cases instead. A `Measure` is a metric with its
-profile and its unit, so distances in millimetres and in voxels never meet in one mean.
+One definition holds in every table but those of the verdicts. Per run (a fold and a seed) and class: the mean over
+patients, the cases of one patient averaged first. Per run: the mean over classes. Per loss: the mean over its measured
+runs. The verdicts (`harness.report.verdicts`) need one value per patient, so there the classes of a patient are
+averaged first; where a class does not apply in a patient, the two means differ. A metric of the scope `dataset` (mIoU)
+is made per run and class from the counts of all its cases instead. A `Measure` is a metric with its profile and its
+unit, so distances in millimetres and in voxels never meet in one mean.
 """
 
 from __future__ import annotations

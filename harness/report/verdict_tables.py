@@ -11,7 +11,7 @@ from harness.metrics.table import metric_of
 from harness.report.figures.scores import lacking
 from harness.report.frames import Frames, by_group
 from harness.report.tables import Measure, measures
-from harness.report.verdicts import Comparison, Ranking, interval_text, outcomes
+from harness.report.verdicts import Comparison, Ranking, equivalence, interval_text, outcomes
 from harness.report.view import NAN, Block, Column, Entry, Head, Row, TableView
 from harness.report.words import count, number
 from harness.stats import LossResult
@@ -65,11 +65,16 @@ def _verdicts(c: Comparison) -> TableView:
         + f" {count(a.patients, 'patient')}, {count(a.runs, 'run')}"
         + (f" in {a.folds} folds." if a.folds > 1 else ".")
     )
+    said += " Mean: over the classes of a patient, then over patients and runs; in the leaderboard over patients first."
     if c.outcome == "distance":
-        said += " Differences are of log(1 + distance), shown as per cent of 1 + distance; the mean is the plain one."
+        said += (
+            " Without misses, which the leaderboard counts as the image diagonal."
+            " Differences are of log(1 + distance), shown as per cent of 1 + distance; the mean is the plain one."
+        )
     if not a.no_verdict:
         said += " Intervals are those of single comparisons; p and verdicts are adjusted for all of them (Holm)."
-    notes = tuple(n for n in (a.no_verdict, said, c.note, *a.notes) if n)
+        said += " p is that of the test for a difference." * bool(equivalence(c))
+    notes = tuple(n for n in (a.no_verdict, said, equivalence(c), c.note, *a.notes) if n)
     return TableView("statistics", c.title, "Loss", heads, columns, (Block("", rows),), notes, frame)
 
 
@@ -88,11 +93,15 @@ def _entries(c: Comparison, r: LossResult) -> tuple[Entry, ...]:
         Entry(text="" if is_base else interval_text(c, r.low, r.high) or "–"),
         Entry(text="" if is_base else interval_text(c, r.fixed_low, r.fixed_high) or "–"),
         Entry(text="") if is_base else known(r.p_holm),
-        Entry(text="" if is_base else r.verdict),
+        Entry(text="" if is_base else r.verdict + _of_equivalence(r)),
         known(r.tier),
         Entry(text=rank),
         known(r.first, 100.0),
     )
+
+
+def _of_equivalence(r: LossResult) -> str:
+    return f" (p = {r.p_rope:.2g})" if r.verdict == "equivalent" and r.p_rope is not None else ""
 
 
 def _lost(r: LossResult) -> str:

@@ -1,6 +1,7 @@
 """From the records to verdicts: which losses differ over patients and trainings (`harness.stats`), and how it is said.
 
-Per data set, model and metric of the suite's `rank.by`. A patient's value is the mean over its classes. For distances
+Per data set, model and metric of the suite's `rank.by`. A patient's value is the mean over its classes, so a mean here
+is not that of `harness.report.tables` where a class is absent in a patient. For distances
 there are two outcomes: how far, on log(1 + distance), over the patients and classes where every run of every loss has
 both masks; and how often one mask alone is empty.
 """
@@ -24,6 +25,7 @@ from harness.stats import Analysis, Kind, analyse, split
 
 Outcome = Literal["value", "distance", "misses"]
 _RUN = ["loss", "fold", "seed"]
+UNREALISTIC = 20.0  # points: losses that train at all lie closer together
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Comparison:
         analysis: None where there can be none.
         reason: Why there is none.
         note: What was left out before the analysis.
+        rope: Differences up to this do not matter, on the scale of the effects; None: not defined for this outcome.
     """
 
     group: str
@@ -59,6 +62,7 @@ class Comparison:
     analysis: Analysis | None
     reason: str = ""
     note: str = ""
+    rope: float | None = None
 
     @property
     def title(self) -> str:
@@ -68,9 +72,11 @@ class Comparison:
     @property
     def heading(self) -> str:
         """The metric with its unit, or the rate of misses."""
-        name = "misses, one of the two masks empty (%)" if self.outcome == "misses" else self.measure.heading
+        if self.outcome == "misses":
+            return "misses, one of the two masks empty (%)"
         profile = self.measure.shown_profile([self.measure])
-        return f"{name}, {profile}" if profile and self.outcome != "misses" else name
+        parts = (self.measure.heading, profile, "without misses" if self.outcome == "distance" else "")
+        return ", ".join(p for p in parts if p)
 
     def shown(self, value: float) -> float:
         """An effect in the unit of the table: points of per cent, per cent of 1 + distance, or the unit itself."""
@@ -129,20 +135,21 @@ def outcomes(
         others: dict[str, Kind] = {"volume": "volume", "loss": "loss"}
         of_value = others.get(metric.unit_kind, "fraction")
         kind: Kind = "distance" if outcome == "distance" else "rate" if outcome == "misses" else of_value
+        rope = ranking.rope if kind == "fraction" else None
         try:
             analysis = analyse(
                 frame,
                 baseline,
                 kind,
                 higher_is_better=metric.higher_is_better and outcome == "value",
-                rope=ranking.rope if kind == "fraction" else None,
+                rope=rope,
                 runs=planned,
                 losses=planned_losses,
                 detail=detail,
             )
         except BenchError as error:
             return Comparison(group, model, measure, outcome, None, str(error), note)
-        return Comparison(group, model, measure, outcome, analysis, note=note)
+        return Comparison(group, model, measure, outcome, analysis, note=note, rope=rope)
 
     if metric.unit_kind != "distance":
         scored = apply_policy(rows).drop(columns="value").rename(columns={"score": "value"})
@@ -207,9 +214,31 @@ def _said(c: Comparison) -> str:
     if c.analysis.detectable:
         now = next((d.difference for d in c.analysis.detectable if d.now), None)
         if now is not None:
-            unit = " points" if c.measure.unit == "1" else ""
-            text += f"; a difference of {number(c.shown(now), 1)}{unit} would have been found with a power of 80 %"
+            least = f"{number(c.shown(now), 1)}{' points' if c.measure.unit == '1' else ''}"
+            if c.measure.unit == "1" and c.shown(now) > UNREALISTIC:
+                text += (
+                    "; there are too few seeds or patients to show a difference of a realistic size: the smallest "
+                    f"found with a power of 80 % is {least}"
+                )
+            else:
+                text += f"; a difference of {least} would have been found with a power of 80 %"
     return text + "."
+
+
+def within(c: Comparison) -> str:
+    """`within ±1 point`: the differences that do not matter; nothing where the outcome has none."""
+    if c.rope is None:
+        return ""
+    size = c.shown(c.rope)
+    unit = "%" if c.measure.unit != "1" else "point" if size == 1 else "points"
+    return f"within ±{size:g} {unit}"
+
+
+def equivalence(c: Comparison) -> str:
+    """What `equivalent` means, where a verdict of this comparison says so."""
+    if c.analysis is None or all(r.verdict != "equivalent" for r in c.analysis.losses):
+        return ""
+    return f"Equivalent: no difference is shown, and two one-sided tests (Holm) show that it is {within(c)}."
 
 
 def _named(losses: Sequence[str]) -> str:

@@ -26,6 +26,7 @@ from harness.report.verdicts import Ranking
 from harness.suite_file import FORMATS
 from harness.tuning.told import Told
 
+_TABLES = {"html": (".html", ".css"), "csv": (".csv",), "latex": (".tex",)}  # endings of a format's tables
 LADDER = 5  # losses in the figure of all cases together
 LAYOUTS = (*TABLES, "curves", "distributions", "qualitative")
 # Behind the sections that the suite asks for; each is left out where it has nothing to show.
@@ -62,7 +63,8 @@ def write_report(
         cells: One row per planned cell, see `frames.CELL_COLUMNS`; a column `command` is shown where given.
         cases: Rows of all cases.csv, see `frames.CASE_COLUMNS`, one row per case, class and metric.
         curves: One row per training and epoch, see `frames.CURVE_COLUMNS`.
-        out: Folder of the report; made if needed. Figures and tables of an earlier report there are replaced.
+        out: Folder of the report; made if needed. Figures and tables of an earlier report there are replaced,
+            its files in other formats than `formats` stay.
         layout: Sections in the middle of the page, in order, out of `LAYOUTS`, behind the statistics; the other figures
             and the panels follow.
         about: Provenance: `suite` (text), `commands`, `data` (mappings with name, attribution, licence, source),
@@ -137,6 +139,7 @@ def write_report(
         verdict=_verdict(frames, compared),
         notice=notice,
         extra={g: verdicts.board_columns(compared, g) for g in frames.groups},
+        equivalent=next((s for s in map(verdicts.equivalence, compared) if s), ""),
     )
     index = out / "index.html"
     index.write_text(html, encoding="utf-8")
@@ -184,15 +187,15 @@ def ladder_losses(frames: Frames, panels: Sequence[Panel]) -> tuple[list[str], s
 
 
 def _clear(out: Path, formats: Sequence[str]) -> None:
-    """Remove what an earlier report left, and nothing else: records beside it stay."""
-    for folder, endings in (("figures", (".svg", ".png", ".pdf")), ("tables", (".csv", ".html", ".tex", ".css"))):
+    """Remove what an earlier report left in these formats, and nothing else: other formats and records stay."""
+    drawings = (".svg", ".png", ".pdf") if {"html", "latex"} & set(formats) else ()
+    tables = [ending for name in formats for ending in _TABLES[name]]
+    for folder, endings in (("figures", drawings), ("tables", tables)):
         for path in sorted((out / folder).glob("*")):
             if path.suffix in endings and path.is_file():
                 path.unlink()
-    unwanted = [] if "csv" in formats else ["leaderboard.csv", "cases.csv", "curves.csv", "cells.csv"]
-    unwanted.append("cross.csv")  # not every suite has one
-    for name in [*unwanted, *([] if "html" in formats else ["index.html"])]:
-        (out / name).unlink(missing_ok=True)
+    if "csv" in formats:
+        (out / "cross.csv").unlink(missing_ok=True)  # not every suite has one
     (out / "tables").mkdir(exist_ok=True)
 
 

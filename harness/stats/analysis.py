@@ -272,6 +272,7 @@ def _results(
             out[design.losses[k]] |= {
                 "low": float(low[n]), "high": float(high[n]), "df": float(df[n]), "p": float(p[n]),
                 "p_holm": float(adjusted[n]), "verdict": verdict, "within_rope": inside,
+                "p_rope": None if rope is None else float(same[n]),
             }  # fmt: skip
     score = np.where(np.isfinite(effect), effect, np.nan) * direction
     _add_ranks(out, design, score, square, fit, higher_is_better, diverged, draws, detail)

@@ -32,6 +32,7 @@ class LossResult:
         df: Degrees of freedom of that interval.
         p: Two-sided, unadjusted.
         p_holm: After Holm over the losses.
+        p_rope: Of the two one-sided tests for a difference within ±rope, after Holm over the losses.
         fixed_low: Lower end of the 95 % interval for these trained networks on other patients.
         fixed_high: Its upper end.
         verdict: After Holm. `equivalent`: no difference shown and shown to be within ±rope (Holm as well).
@@ -57,6 +58,7 @@ class LossResult:
     df: Known = None
     p: Known = None
     p_holm: Known = None
+    p_rope: Known = None
     fixed_low: Known = None
     fixed_high: Known = None
     verdict: Verdict = "no verdict"

@@ -88,6 +88,17 @@ def test_a_loss_of_the_suite_is_ranked_as_it_stands(made) -> None:
     assert whole.ranked == ("focal", "MyLoss") and whole.added == ("MyLoss",) and len(whole.cells) == 20
 
 
+def test_another_argument_has_another_label_where_the_suite_has_taken_the_name(made) -> None:
+    path = made.suite("[dice, ce, focal]", "[dice, ce, tversky: {fn_weight: 0.7, fp_weight: 0.3}]")
+    suite = load_suite(path)
+    whole = extended(suite, [parse_loss("tversky"), parse_loss("tversky(fn_weight=0.6, fp_weight=0.4)")])
+    assert "tversky" in {c.loss_label for c in suite.cells}
+    assert whole.ranked == whole.added
+    assert whole.ranked == ("tversky(fn_weight=default, fp_weight=default)", "tversky(fn_weight=0.6, fp_weight=0.4)")
+    (own,) = extended(suite, [parse_loss("tversky(fn_weight=0.7, fp_weight=0.3)")]).ranked
+    assert own == "tversky"
+
+
 def test_losses_of_the_suite_keep_cells_and_names(made) -> None:
     before = load_suite(made.suite()).cells
     whole = made.whole("my_loss.py:MyLoss", "focal(gamma=5)")

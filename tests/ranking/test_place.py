@@ -8,6 +8,8 @@ import re
 import pandas as pd
 import pytest
 
+from harness.plan import make_plan
+from harness.ranking.command import _costs
 from harness.records import read_rows
 
 MINE = "MyLoss"
@@ -52,6 +54,38 @@ def test_what_does_not_differ_is_not_said_to(made) -> None:
     assert place.verdict in ("no difference shown", "equivalent")
 
 
+def test_equivalent_names_the_range_and_the_p_of_its_own_test(made) -> None:
+    whole = made.whole()
+    entries = made.leave(whole, copies={MINE: "dice"})
+    (place,) = made.standing(whole, entries).places
+    assert place.verdict == "equivalent" and place.p_holm == 1 and place.p_rope < 0.05
+    assert f": equivalent (within ±1 point) after Holm (p = {place.p_rope:.2g})." in place.said
+
+
+def test_memory_is_the_largest_and_times_that_cannot_be_compared_have_no_ratio(made) -> None:
+    whole = made.whole()
+    entries = made.leave(whole)
+    path = next(e for e in entries if e.cell.loss_label == MINE).folder / "record.json"
+    record = json.loads(path.read_text())
+    record["cost"]["peak_rss_mb"] = 400.0
+    path.write_text(json.dumps(record))
+
+    def costs(**environment: object) -> tuple[str, float]:
+        for entry in entries:
+            text = json.loads((entry.folder / "record.json").read_text())
+            text["environment"] |= environment
+            (entry.folder / "record.json").write_text(json.dumps(text))
+        found = made.standing(whole, make_plan(whole, made.out, made.folder / "reports"))
+        return " ".join(_costs(found)), found.cost["m / unet"].peak_rss_mb
+
+    said, memory = costs()
+    assert memory == 400 and "400 MB at most; dice: " in said and "100 MB at most; no comparison" in said
+    assert "no comparison of the times: no record says what else ran on the processors" in said
+    said, _ = costs(device="cuda:0 H200", processes=4)
+    assert "no comparison of the times: up to 4 processes shared the device" in said and "its step" not in said
+    assert "1.00 times its step" in costs(processes=1)[0]
+
+
 def test_the_same_values_stand_in_the_same_tier_with_effect_nought(made) -> None:
     whole = made.whole()
     entries = made.leave(whole, {"dice": 0.03}, copies={MINE: "dice"})
@@ -94,8 +128,6 @@ def test_without_results_there_is_no_place_and_a_reason(made) -> None:
     for entry in entries:
         if entry.cell.loss_label == MINE:
             (entry.folder / "record.json").unlink()
-    from harness.plan import make_plan
-
     found = made.standing(whole, make_plan(whole, made.out, made.folder / "reports"))
     assert found.places == () and found.missing == "no place: its cells are 5 missing"
 
@@ -124,8 +156,6 @@ def test_cost_is_compared_on_the_same_hardware_only(made) -> None:
             record = json.loads(path.read_text())
             record["environment"]["instructions"] = "AVX512"
             path.write_text(json.dumps(record))
-    from harness.plan import make_plan
-
     assert made.standing(whole, make_plan(whole, made.out, made.folder / "reports")).baseline_cost is None
 
 
@@ -140,8 +170,6 @@ def test_the_places_are_those_of_the_report(made) -> None:
     from harness.suite import load_suite
 
     own = load_suite(made.suite("[dice, ce, focal]", "[dice, ce, focal, 'my_loss.py:MyLoss']"))
-    from harness.plan import make_plan
-
     listed = make_plan(own, made.out, made.folder / "reports")
     assert {e.state for e in listed} == {"ok"}
     tables = frames(listed)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import harness
 from harness.api import load_records, load_suite, plan, rank, run
@@ -15,6 +18,7 @@ from harness.errors import BenchError
 from harness.plan import counts
 from harness.ranking import rank as module
 from harness.ranking.asked import extended, parse_loss
+from harness.ranking.command import _places
 from harness.ranking.duplicates import duplicates
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +77,9 @@ def test_from_end_to_end(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     arguments = ["--data", "data", "--workers", "1", "--no-report", "--json"]
     assert main(["rank", "mine.py:Overlap", "suite.yaml", *arguments]) == 2
     said = capsys.readouterr().err
-    assert "the baseline dice has no record" in said and "`bench run suite.yaml --only loss=dice` makes them" in said
+    assert "the baseline dice has no record" in said
+    where = folder / "data"
+    assert f"`bench run suite.yaml --data {where} --only loss=dice` makes them" in said
     assert not list(folder.glob("runs/*/*/record.json"))
 
     assert [r.status for r in run(load_suite("suite.yaml"), data="data", only=["loss=dice"], workers=1)] == ["ok"]
@@ -191,6 +197,9 @@ def test_committed_records_serve_as_baselines(made, unchecked: None) -> None:
     ("arguments", "said"),
     [
         (["mine.py:Overlap"], "give a loss and a suite"),
+        (["suite.yaml", "mine.py:Overlap"], "the suite comes last: bench rank mine.py:Overlap suite.yaml."),
+        (["quickstart", "dice"], "the suite comes last: bench rank dice quickstart."),
+        (["dice", "mine.py:Overlap"], "the suite comes last: bench rank dice mine.py:Overlap SUITE."),
         (["mine.py:Overlap", "dice", "suite.yaml", "--arg", "a=1"], "--arg: which of the losses is meant?"),
         (["mine.py:Overlap", "nowhere.yaml"], "nowhere.yaml: no such file"),
         (["mine.py:Overlap", "suite.yaml", "--baseline", "dicee"], "--baseline dicee: not one of the suite's losses"),
@@ -201,6 +210,33 @@ def test_mistakes_are_one_sentence(folder: Path, capsys, arguments: list[str], s
     assert main(["rank", *arguments]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1 and not (folder / "runs").exists()
+
+
+def test_records_beside_the_suite_are_named(made, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    whole = made.whole()
+    made.leave(whole)
+    made.out.rename(made.folder / "records")
+    kept = made.folder / "reports/made"
+    kept.mkdir(parents=True)
+    (made.folder / "records").rename(kept / "records")
+    (made.folder / "elsewhere").mkdir()
+    monkeypatch.chdir(made.folder / "elsewhere")
+    assert main(["rank", "../my_loss.py:MyLoss", "../made.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert f"there are some beside the suite: add --reports {made.folder / 'reports'}." in error
+    assert error.count("\n") == 1
+
+
+def test_a_row_of_the_table_fits_into_80_columns(made) -> None:
+    whole = made.whole()
+    (place,) = made.standing(whole, made.leave(whole)).places
+    wide = replace(place, metric="HD95 (mm), without misses", unit="% of 1 + distance", mean=29.42, effect=-198.57,
+                   low=-170.72, high=129.34, tier=10, tiers=12, rank=10, losses=12, rank_low=9, rank_high=12, first=1.0)  # fmt: skip
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(_places([wide]))
+    rows = console.export_text().splitlines()
+    assert "−198.57 %" in rows[1] and "−170.72 to +129.34 10/12 10/12 (9–12) 100 %" in rows[1]
+    assert max(map(len, rows)) <= 80 and [row.strip() for row in rows[2:]] == ["without", "misses"]
 
 
 def test_without_the_data_nothing_is_checked(made, unchecked: None, capsys: pytest.CaptureFixture[str]) -> None:

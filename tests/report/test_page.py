@@ -21,6 +21,8 @@ from harness.report.provenance import cell_command, cell_rows
 from harness.report.qualitative import viewer_data
 from harness.report.view import Block, Column, Entry, Head, Row, TableView
 from harness.report.words import attribute, number
+from harness.results import run_command
+from harness.suite import load_suite
 
 STYLE = (Path(page_module.__file__).parent / "templates/style.css").read_text(encoding="utf-8")
 
@@ -199,3 +201,14 @@ def test_both_ways_to_be_dark_have_the_same_colours():
 
 def test_numbers_are_written_for_reading():
     assert [number(x, 1) for x in (1234.56, -0.5, float("nan"), None)] == ["1\u202f234.6", "\u22120.5", "–", "–"]
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_the_commands_of_a_page_work_as_they_stand(tmp_path, quick):
+    """A suite that ships is found by its name from anywhere, by its file only from `suites/`."""
+    flag = " --quick" if quick else ""
+    ours = load_suite("quickstart", quick)
+    assert run_command(ours) == run_command(ours, "elsewhere/x.yaml") == f"bench run quickstart{flag}"
+    copy = tmp_path / "my suite.yaml"
+    copy.write_text(ours.text)
+    assert run_command(load_suite(copy, quick)) == f"bench run 'my suite.yaml'{flag}"

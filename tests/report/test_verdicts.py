@@ -1,11 +1,16 @@
 """Verdicts in the report: what is compared, by hand, and what is said where nothing can be."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from harness.report.frames import prepare
+from harness.report.layouts import APART, Numbers, build
+from harness.report.tables import leaderboard
 from harness.report.verdict_tables import sensitivity_views, statistics_views, tier_views, variance_views
-from harness.report.verdicts import Ranking, board_columns, compare, verdict_sentence
+from harness.report.verdicts import Ranking, board_columns, compare, equivalence, verdict_sentence
+from tests.report.conftest import Frame
 
 LOSSES = ("dice_ce", "ce", 'my<loss>&"x"/é')
 
@@ -94,7 +99,56 @@ def test_distances_are_compared_where_all_have_one_and_misses_apart(frame):
     assert by_loss(missed)["b"].mean == pytest.approx(1 / 80)
     assert by_loss(missed)["a"].mean == 0.0
     titles = [v.title for v in statistics_views([far, missed])]
-    assert titles == ["synapse, unet: HD95 (mm)", "synapse, unet: misses, one of the two masks empty (%)"]
+    assert titles == [
+        "synapse, unet: HD95 (mm), without misses",
+        "synapse, unet: misses, one of the two masks empty (%)",
+    ]
+
+
+def test_the_two_means_of_a_loss_and_what_is_said_of_them(frame):
+    """Where a class is absent in a patient, the leaderboard's mean is not that of the statistics."""
+    for loss in ("a", "b"):
+        for seed in (0, 1, 2):
+            frame.cell(loss, seed).case(loss, 0.9, seed=seed, patient="p1")
+            frame.case(loss, 0.5, seed=seed, patient="p2")
+            frame.case(loss, 0.1, seed=seed, patient="p1", **{"class": "spleen"})
+            frame.case(loss, None, seed=seed, patient="p2", status="both_empty", **{"class": "spleen"})
+    frames = prepared(frame)
+    (found,) = compare(frames, Ranking(("dice",), "a"))
+    # liver (0.9 + 0.5) / 2, spleen 0.1, then (0.7 + 0.1) / 2; and p1 (0.9 + 0.1) / 2, p2 0.5, then 0.5
+    assert leaderboard(frames)["dice"].tolist() == pytest.approx([0.4, 0.4])
+    assert by_loss(found)["a"].mean == pytest.approx(0.5)
+    (view,) = statistics_views([found])
+    assert any("Mean: over the classes of a patient, then over patients and runs; in the" in n for n in view.notes)
+    (survey,) = build(Numbers(frames), "survey_table")
+    assert APART in survey.notes
+
+
+def test_equivalent_is_defined_with_its_own_p(frame):
+    frames = prepared(study(frame, gap=0.05))
+    (found,) = compare(frames, Ranking(("dice",), "dice_ce", 0.02))
+    same = by_loss(found)[LOSSES[2]]
+    assert same.verdict == "equivalent" and same.p_rope < 0.05 < same.p_holm
+    said = "Equivalent: no difference is shown, and two one-sided tests (Holm) show that it is within ±2 points."
+    assert equivalence(found) == said
+    (view,) = statistics_views([found])
+    assert said in view.notes and any("p is that of the test for a difference." in n for n in view.notes)
+    row = next(r for b in view.blocks for r in b.rows if r.name == LOSSES[2])
+    assert f"equivalent (p = {same.p_rope:.2g})" in [e.text for e in row.entries]
+    # nothing is defined where no loss is called so
+    (other,) = compare(prepare(*study(Frame(), gap=0.05, losses=LOSSES[:2]).frames), Ranking(("dice",), "dice_ce"))
+    assert equivalence(other) == "" and "Equivalent" not in " ".join(statistics_views([other])[0].notes)
+
+
+def test_a_headline_does_not_promise_to_have_found_what_no_loss_ever_shows(frame):
+    (found,) = compare(prepared(study(frame)), Ranking(("dice",), "dice_ce"))
+    assert "points would have been found with a power of 80 %" in verdict_sentence([found])
+    now = next(d for d in found.analysis.detectable if d.now)
+    wide = replace(found, analysis=replace(found.analysis, detectable=(replace(now, difference=0.784),)))
+    assert verdict_sentence([wide]).endswith(
+        "; there are too few seeds or patients to show a difference of a realistic size: the smallest found with a "
+        "power of 80 % is 78.4 points."
+    )
 
 
 def test_a_diverged_run_keeps_a_loss_out_of_the_first_tier(frame):

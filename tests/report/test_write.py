@@ -3,6 +3,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -219,10 +220,25 @@ def test_the_report_never_imports_torch():
 
 def test_only_the_formats_that_were_asked_for(frame, tmp_path):
     frames = small(frame).frames
+    endings = {"csv": {".csv"}, "latex": {".tex", ".svg", ".png", ".pdf"}}
+    for name, own in endings.items():
+        assert write_report("T", "", *frames, tmp_path / name, formats=[name]) == tmp_path / name
+        assert {p.suffix for p in (tmp_path / name).rglob("*") if p.is_file()} == own
+    page = write_report("T", "", *frames, tmp_path / "html", formats=["html"])
+    assert page.name == "index.html"
+    assert not list(page.parent.rglob("*.csv")) and not list(page.parent.rglob("*.tex"))
+
+
+def test_a_format_leaves_the_files_of_the_others_as_they_are(frame, tmp_path):
+    frames = small(frame).frames
     write_report("T", "", *frames, tmp_path)
-    assert write_report("T", "", *frames, tmp_path, formats=["csv"]) == tmp_path
-    assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} == {".csv"}
-    write_report("T", "", *frames, tmp_path, formats=["latex"])
-    assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} == {".tex", ".svg", ".png", ".pdf"}
-    assert write_report("T", "", *frames, tmp_path, formats=["html"]).name == "index.html"
-    assert not list(tmp_path.rglob("*.csv")) and not list(tmp_path.rglob("*.tex"))
+    whole = digests(tmp_path)
+    others = {"csv": [".html", ".css", ".tex", ".svg", ".png", ".pdf"], "latex": [".html", ".css", ".csv"],
+              "html": [".csv", ".tex"]}  # fmt: skip
+    (tmp_path / "tables/old.tex").write_text("x")
+    for name, endings in others.items():
+        write_report("Another", "", *frames, tmp_path, formats=[name])
+        now = digests(tmp_path)
+        kept = {p: d for p, d in whole.items() if Path(p).suffix in endings}
+        assert kept and {p: now.get(p) for p in kept} == kept, name
+        assert (tmp_path / "tables/old.tex").exists() == (name == "csv")

@@ -220,6 +220,14 @@ def test_every_process_has_its_device(cells: list[Cell], acts: Any, tmp_path: Pa
     assert len(records) == 4 and sorted(told.values()) == [("cpu", 2), ("cpu", 2), ("meta", 1)]
 
 
+def test_a_device_that_no_process_can_have_is_no_fault_of_a_case(cells: list[Cell], acts: Any, tmp_path: Path) -> None:
+    """A GPU that is not there stands for one without room for a process more."""
+    entries = [Entry(cell, "missing") for cell in cells]
+    with pytest.raises(BenchError, match=r"cannot start on cuda:99 \(\w+: .+\); try fewer processes \(--no-overlap"):
+        run_cells(entries, Place(tmp_path, None), ["cuda:99"], Console(quiet=True), run=acts.stores)
+    assert not [*tmp_path.glob("*/*/record.json")]
+
+
 def test_a_process_more_counts_for_memory_and_for_what_helps(tmp_path: Path) -> None:
     pool = runner.Pool(Place(tmp_path, None), ["cuda:0", "cuda:1", "cuda:0"], at_once={"cuda:0": 1})
     first, second = pool.seat(2), pool.seat(1)

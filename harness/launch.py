@@ -93,6 +93,8 @@ def run_entries(
         asked = Asked(workers, fail_fast, cluster, detach, tuple(known), follow)
         return backend(todo, replace(place, device=device), asked, console)
     devices = devices_of(device)
+    if device == "auto" and (unused := _unused_gpu(devices)):
+        console.print(unused, highlight=False, soft_wrap=True)
     estimates = Estimates(known, gpu=devices[0] != "cpu")
     jobs = [*engine.jobs(e.cell for e in todo), *([cell] for cell in (follow.later if follow else ()))]
     slots, said = slots_of(devices, jobs, estimates, workers, per_device)
@@ -228,8 +230,7 @@ def devices_of(asked: str) -> list[str]:
     """
     if asked == "cpu":
         return ["cpu"]
-    present = any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg"))
-    if not present and asked == "auto":
+    if asked == "auto" and not _driver_here():
         return ["cpu"]
     import torch
 
@@ -252,6 +253,20 @@ def devices_of(asked: str) -> list[str]:
             raise BenchError(f"--devices {asked}: {name} stands twice; --per-device 2 runs two cells on each.")
         found.append(name)
     return found
+
+
+def _driver_here() -> bool:
+    return any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg"))
+
+
+def _unused_gpu(devices: Sequence[str]) -> str:
+    """A line that says it where a GPU is here and torch cannot use it."""
+    if devices[0] != "cpu" or not _driver_here():
+        return ""
+    import torch
+
+    why = "is built without CUDA" if torch.version.cuda is None else "finds none that it can use; is its driver too old?"
+    return f"on the CPU, though the driver of a GPU is here: torch {torch.__version__} {why}"
 
 
 def _workers(count: int) -> str:

@@ -104,6 +104,23 @@ def test_auto_is_every_gpu_of_the_kind_of_the_first(monkeypatch: pytest.MonkeyPa
     assert devices_of("auto") == ["cpu"]
 
 
+def test_a_gpu_that_torch_cannot_use_is_not_passed_over_in_silence(
+    cells: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _gpus(monkeypatch, [])
+    monkeypatch.setattr("harness.runner.run_cells", lambda *_, **__: [])
+    entries, place = [Entry(cell, "missing") for cell in cells], Place(tmp_path, None)
+    for cuda, asked, words in [
+        (None, "auto", "is built without CUDA"),
+        ("12.8", "auto", "is its driver too old?"),
+        (None, "cpu", ""),
+    ]:
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        said = io.StringIO()
+        run_entries(entries, place, reports=tmp_path, device=asked, workers=1, console=Console(file=said, width=200))
+        assert words in said.getvalue() and bool(words) == ("though the driver of a GPU is here" in said.getvalue())
+
+
 def test_processes_are_dealt_to_the_devices(cells: list[Cell]) -> None:
     two, known, jobs = ["cuda:0", "cuda:1"], Estimates([]), [[cell] for cell in cells]
     assert slots_of(two, jobs, known)[0] == two

@@ -1,20 +1,22 @@
 """The command `bench`: verbs and exit codes. Nothing heavy is imported until a verb needs it.
 
-Exit codes: 0 all done; 1 a cell failed or diverged; 2 a mistake of the user, in one sentence; 130 after Ctrl-C.
+Exit codes: 0 all done; 1 a cell failed or diverged; 2 a mistake of the user or a file that cannot be read or written,
+in one sentence; 130 after Ctrl-C; 141 where what reads the output has closed it, as `head` does.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.arguments import Verb, parser_of
-from harness.errors import BenchError, sentence
+from harness.errors import BenchError, os_sentence, sentence
 from harness.listing import LISTS
 from harness.printing import json_alone, print_json
 from harness.processes import writable
@@ -31,22 +33,44 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that has no µ or × still gets its line
+            stream.reconfigure(errors="backslashreplace")
     args = parser_of(VERBS).parse_args(argv)
     try:
         with json_alone() if getattr(args, "json", False) else nullcontext():
-            return int(args.verb(args))
+            code = int(args.verb(args))
+        sys.stdout.flush()
+        return code
     except BenchError as error:
         print(f"bench: {sentence(error)}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        _write_no_more()
+        return 141
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # Rich's answer to one
+            return 141
+        raise
+    except OSError as error:
+        _write_no_more()
+        print(f"bench: {os_sentence(error)}.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         more = "the same command continues where it stopped."
         if getattr(args, "rerun", None):  # which would make again what is finished by now
             more = "without --rerun, the same command finishes what is missing."
         print(f"bench: interrupted; {more}", file=sys.stderr)
         return 130
+
+
+def _write_no_more() -> None:
+    """What waits to be written to stdout would fail once more when the process ends."""
+    with suppress(OSError, ValueError), open(os.devnull, "wb") as nothing:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
 
 
 def _load(args: argparse.Namespace) -> list[tuple[Suite, list[Entry]]]:

@@ -1,6 +1,7 @@
 """The command line: what it prints, what it imports, what it exits with."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -165,3 +166,64 @@ def test_after_an_interruption_it_says_what_continues(
     monkeypatch.setattr("harness.api.load_suite", interrupted)
     assert main(["run", "toy.yaml", *more]) == 130
     assert f"bench: interrupted; {words}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("list", "losses"), ("plan", "quickstart")])  # by print, and by Rich
+def test_an_output_that_is_closed_or_full_ends_without_a_traceback(words: tuple[str, ...], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "harness", *words]
+    reads, writes = os.pipe()
+    os.close(reads)  # as after `| head -1`
+    done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (141, "")
+    if Path("/dev/full").exists():
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+        assert done.returncode == 2 and done.stderr.startswith("bench: no space left"), done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_terminal_without_unicode_gets_every_line(tmp_path: Path) -> None:
+    def said(*words: str) -> str:
+        command = [sys.executable, "-m", "harness", *words]
+        environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+        done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment)
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout.decode("ascii")
+
+    shown, rows = said("list", "losses"), json.loads(said("list", "losses", "--json"))
+    strange = [row for row in rows if not row["about"].isascii()]
+    assert strange and len(shown.splitlines()) == len(rows)
+    assert all(row["about"].encode("ascii", "backslashreplace").decode() in shown for row in strange)
+
+
+def test_files_that_cannot_be_read_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "latin.py").write_bytes("class Mine:  # caf\xe9\n    pass\n".encode("latin-1"))
+    (tmp_path / "zero.py").write_bytes(b"class Mine:\n    pass\0\n")
+    (tmp_path / "secret.py").write_text("class Mine:\n    pass\n")
+    real = Path.read_text
+
+    def read(path: Path, *args: Any, **more: Any) -> str:
+        if path.name == "secret.py":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **more)
+
+    monkeypatch.setattr(Path, "read_text", read)
+    for name, reason in (("latin", "utf-8"), ("zero", "null bytes"), ("secret", "Permission denied")):
+        assert main(["check", f"{name}.py:Mine"]) == 2
+        error = capsys.readouterr().err
+        assert f"{name}.py" in error and reason in error and error.count("\n") == 1
+
+
+def test_a_fault_of_the_file_system_that_nobody_foresaw_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_: Any) -> Any:
+        raise PermissionError(13, "Permission denied", "somewhere")
+
+    monkeypatch.setattr("harness.api.load_suite", refused)
+    assert main(["plan", "toy.yaml"]) == 2
+    assert capsys.readouterr().err == "bench: Permission denied: somewhere.\n"

@@ -36,8 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that has no µ or × still gets its line
             stream.reconfigure(errors="backslashreplace")
-    args = parser_of(VERBS).parse_args(argv)
+    words = sys.argv[1:] if argv is None else [*argv]
+    if words[:1] in ([], ["help"]):
+        words = [*words[1:], "--help"]
+    args = argparse.Namespace()
     try:
+        args = parser_of(VERBS).parse_args(words)
         with json_alone() if getattr(args, "json", False) else nullcontext():
             code = int(args.verb(args))
         sys.stdout.flush()
@@ -90,6 +94,7 @@ def _run(args: argparse.Namespace) -> int:
 
     from harness.cell import Place
     from harness.engine import Engine, check_engines
+    from harness.launch import say
     from harness.plan import make_plan, to_rerun
     from harness.tuning.studies import in_words
 
@@ -100,6 +105,7 @@ def _run(args: argparse.Namespace) -> int:
         raise BenchError("--out: a run writes to one folder; give one. `bench report` and `bench plan` merge several.")
     planned = _load(args)
     todo: dict[str, Entry] = {}
+    first: list[str] = []
     started: dict[str, int] = {}
     place = Place(_outs(args)[0].resolve(), args.data.resolve() if args.data else None)
     for suite, entries in planned:
@@ -107,10 +113,9 @@ def _run(args: argparse.Namespace) -> int:
         check_engines(entries, chosen, engine, place.out)
         started[suite.name] = len(chosen)
         todo |= {e.cell.eval_id: e for e in chosen}
-        console.print(
+        first.append(
             f"{suite.name}: {len(entries)} cells, {len(entries) - len(chosen)} done, {len(chosen)} to run"
-            f"{in_words(chosen)}",
-            highlight=False,
+            f"{in_words(chosen)}"
         )
     if args.tensorboard:
         from harness.tensorboard import followed, require_tensorboard
@@ -119,18 +124,25 @@ def _run(args: argparse.Namespace) -> int:
     if todo:
         known = [e.record for _, entries in planned for e in entries if e.record is not None]
         with followed([(s.name, e) for s, e in planned], place.out) if args.tensorboard else nullcontext():
-            _work(list(todo.values()), place, args, console, known)
+            _work(list(todo.values()), place, args, console, known, first)
         if args.detach:
             if args.json:
                 print_json([_run_row(s, entries, started[s.name]) for s, entries in planned])
             return 0
         planned = [(s, make_plan(s, _outs(args), args.reports, args.only)) for s, _ in planned]
+    else:
+        say(console, first)
     _tensorboard(planned, place, args, console)
     return _finish(planned, started, place, args, console)
 
 
 def _work(
-    todo: list[Entry], place: Place, args: argparse.Namespace, console: Console, known: Sequence[RunRecord]
+    todo: list[Entry],
+    place: Place,
+    args: argparse.Namespace,
+    console: Console,
+    known: Sequence[RunRecord],
+    first: Sequence[str],
 ) -> None:
     from harness.engine import Engine
     from harness.launch import run_entries
@@ -150,6 +162,7 @@ def _work(
         overlap=args.overlap,
         known=known,
         engine=Engine(args.engine, args.fuse),
+        first=first,
     )
 
 
@@ -322,15 +335,12 @@ def _plan_row(suite: Suite, entry: Entry) -> dict[str, Any]:
 def _data_notes(suite: Suite, args: argparse.Namespace, console: Console) -> None:
     """Say whether the data is there; a plan does not need it."""
     from harness.data.layouts import reader_of
+    from harness.data.layouts.absent import and_more
 
     for manifest in suite.manifests.values():
         try:
             absent = reader_of(manifest, args.data).missing(manifest.cases)
-            note = (
-                f"{absent[0]} and {len(absent) - 1} more are not there. {manifest.spec.obtain.strip()}"
-                if absent
-                else ""
-            )
+            note = f"{absent[0]} is not there{and_more(absent)}. {manifest.spec.obtain.strip()}" if absent else ""
         except BenchError as error:
             note = str(error)
         if note:

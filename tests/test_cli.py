@@ -45,6 +45,65 @@ def test_list(kind: str, names: set[str], capsys: pytest.CaptureFixture[str]) ->
     assert all(name in shown for name in names)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "usage: bench [-h]"),
+        (("help",), "usage: bench [-h]"),
+        (("help", "data"), "Show a data set: licence, how to obtain it, what is missing."),
+        (("check", "--help"), "Check that a loss does what a loss should."),
+    ],
+)
+def test_help(words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([*words])
+    assert end.value.code == 0 and said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("run", "quickstart", "--workers", "two"), "--workers: invalid int value: 'two'; see bench run --help."),
+        (("plan", "quickstart", "--out", "my_loss.py"), "--out: my_loss.py is a file, expected a folder"),
+        (("run", "quickstart", "--out", "my_loss.py"), "--out: my_loss.py is a file, expected a folder"),
+        (("data", "hippocampus", "--data", "my_loss.py"), "--data: my_loss.py is a file, expected a folder"),
+        (("plan", "quikstart"), "quikstart: no such file (did you mean 'quickstart'?); `bench list suites` names"),
+        (("plan", "."), ".: is a folder; name a file in it."),
+    ],
+)
+def test_mistakes_of_the_command_line_are_one_sentence(
+    words: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_loss.py").touch()
+    assert main([*words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and said in captured.err and captured.err.count("\n") == 1
+
+
+def test_a_folder_of_data_in_the_environment_may_be_a_file_by_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("BENCH_DATA", str(tmp_path / "file"))
+    assert main(["plan", "quickstart"]) == 2
+    assert "--data: " in (said := capsys.readouterr().err) and "is a file, expected a folder" in said
+
+
+def test_how_to_obtain_a_data_set_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("BENCH_DATA", raising=False)
+    assert main(["data", "hippocampus"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("medicaldecathlon.com") == 1 and captured.err == ""
+    assert main(["data", "hippocampus", "--verify"]) == 2  # there is nothing to read
+    captured = capsys.readouterr()
+    assert (captured.out + captured.err).count("medicaldecathlon.com") == 1
+    assert main(["plan", "hippocampus", "--data", str(tmp_path), "--out", str(tmp_path)]) == 0
+    assert "dataset.json is not there. Download" in capsys.readouterr().out
+
+
 def test_data_says_how_to_obtain_and_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "phantom"]) == 0
     assert "all files of 36 cases are there" in capsys.readouterr().out
@@ -107,7 +166,8 @@ def test_filters(toy, capsys: pytest.CaptureFixture[str], only: str, words: str)
 def test_impossible_options(toy, capsys: pytest.CaptureFixture[str], flag: str, value: str) -> None:
     args = ["run", str(toy.suite()), flag, value, "--out", str(toy.folder / "o"), "--data", str(toy.folder / "data")]
     assert main([*args, "--reports", str(toy.folder / "r")]) == 2
-    assert f"{flag} {value}" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert f"{flag} {value}" in captured.err and captured.out == ""  # refused before anything else is said
 
 
 def test_records_meant_for_git_are_read_like_runs(toy) -> None:

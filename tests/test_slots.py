@@ -112,7 +112,7 @@ def test_a_gpu_that_torch_cannot_use_is_not_passed_over_in_silence(
     entries, place = [Entry(cell, "missing") for cell in cells], Place(tmp_path, None)
     for cuda, asked, words in [
         (None, "auto", "is built without CUDA"),
-        ("12.8", "auto", "is its driver too old?"),
+        ("12.8", "auto", "an old driver?"),
         (None, "cpu", ""),
     ]:
         monkeypatch.setattr(torch.version, "cuda", cuda)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -268,8 +269,9 @@ def _driver_here() -> bool:
 
 
 def _unused_gpu(devices: Sequence[str]) -> str:
-    """A line that says it where a GPU is here and torch cannot use it."""
-    if devices[0] != "cpu" or not _driver_here():
+    """A line that says it where a GPU is here, not hidden from this process, and torch cannot use it."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if devices[0] != "cpu" or hidden or not _driver_here():
         return ""
     import torch
 

@@ -110,12 +110,14 @@ def test_a_gpu_that_torch_cannot_use_is_not_passed_over_in_silence(
     _gpus(monkeypatch, [])
     monkeypatch.setattr("harness.runner.run_cells", lambda *_, **__: [])
     entries, place = [Entry(cell, "missing") for cell in cells], Place(tmp_path, None)
-    for cuda, asked, words in [
-        (None, "auto", "is built without CUDA"),
-        ("12.8", "auto", "an old driver?"),
-        (None, "cpu", ""),
+    for cuda, visible, asked, words in [
+        (None, "0", "auto", "is built without CUDA"),
+        ("12.8", "0", "auto", "an old driver?"),
+        (None, "", "auto", ""),
+        (None, "0", "cpu", ""),
     ]:
         monkeypatch.setattr(torch.version, "cuda", cuda)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         said = io.StringIO()
         run_entries(entries, place, reports=tmp_path, device=asked, workers=1, console=Console(file=said, width=200))
         assert words in said.getvalue() and bool(words) == ("though the driver of a GPU is here" in said.getvalue())

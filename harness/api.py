@@ -102,7 +102,8 @@ def run(
             each GPU.
         fail_fast: Start nothing more after the first cell that failed.
         console: For progress; the terminal by default.
-        on: Where the cells run: "local", "slurm" or "ray" (docs/clusters.md); `workers` are then cells at once.
+        on: Where the cells run: "local", "slurm" or "ray" (docs/clusters.md); `workers` are then cells at
+            once, on SLURM of each array of jobs.
         cluster: A file that describes the cluster.
         detach: Submit to the cluster and return; the same call later attaches to what runs.
         per_device: Cells that train at once on each GPU; 1 by default.

@@ -6,11 +6,14 @@ import argparse
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 from harness import __version__
 from harness.backends.arguments import add_cluster_arguments
+from harness.errors import BenchError
 from harness.listing import LISTS
 from harness.local_arguments import add_local_arguments
+from harness.paths import folder
 from harness.ranking.arguments import add_arguments as add_rank_arguments
 from harness.sharing.arguments import records_arguments
 
@@ -18,9 +21,19 @@ Verb = Callable[[argparse.Namespace], int]
 _TENSORBOARD = "also write the curves as event files, in OUT/tensorboard/SUITE"
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are sentences like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise BenchError(f"{message.removeprefix('argument ')}; see {self.prog} --help.")
+
+
 def parser_of(act: Mapping[str, Verb]) -> argparse.ArgumentParser:
-    """The parser of the command line; `act` has what each verb does, by its name."""
-    parser = argparse.ArgumentParser(
+    """The parser of the command line; `act` has what each verb does, by its name.
+
+    Parsing raises `BenchError` for what it cannot read.
+    """
+    parser = _Parser(
         prog="bench",
         description="Compare loss functions for image segmentation: same seeds, same batches, same patients.",
     )
@@ -30,7 +43,7 @@ def parser_of(act: Mapping[str, Verb]) -> argparse.ArgumentParser:
         ("run", "train and measure what is missing of a suite, then write its report"),
         ("plan", "show every cell of a suite and its state, and stop before work"),
     ):
-        sub = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub = _verb(verbs, name, text)
         _suite_arguments(sub)
         sub.add_argument("--rerun", choices=("diverged", "stale", "all"), help="also run cells of this state again")
         if name == "run":
@@ -52,7 +65,7 @@ def parser_of(act: Mapping[str, Verb]) -> argparse.ArgumentParser:
         else:
             sub.add_argument("--json", action="store_true", help="print the plan as JSON")
         sub.set_defaults(verb=act[name])
-    report = verbs.add_parser("report", help="write the report of a suite from its records")
+    report = _verb(verbs, "report", "write the report of a suite from its records")
     _suite_arguments(report)
     report.add_argument("--commit", action="store_true", help="also copy the records to reports/SUITE/records, for git")
     report.add_argument(
@@ -69,45 +82,45 @@ def parser_of(act: Mapping[str, Verb]) -> argparse.ArgumentParser:
     report.add_argument("--tensorboard", action="store_true", help=_TENSORBOARD)
     report.add_argument("--json", action="store_true", help="print what was written as JSON")
     report.set_defaults(verb=act["report"])
-    ranking = verbs.add_parser("rank", help="say where a loss stands among the measured losses of a suite")
+    ranking = _verb(verbs, "rank", "say where a loss stands among the measured losses of a suite")
     add_rank_arguments(ranking, _root())
     ranking.set_defaults(verb=act["rank"])
-    clean = verbs.add_parser("clean", help="list what of the results no plan asks for, and remove it with --yes")
+    clean = _verb(verbs, "clean", "list what of the results no plan asks for, and remove it with --yes")
     _clean_arguments(clean)
     clean.set_defaults(verb=act["clean"])
-    listing = verbs.add_parser("list", help="list losses, models, metrics, profiles, engines, data sets or suites")
+    listing = _verb(verbs, "list", "list losses, models, metrics, profiles, engines, data sets or suites")
     listing.add_argument("kind", choices=tuple(LISTS))
     listing.add_argument("--json", action="store_true", help="print as JSON")
     listing.set_defaults(verb=act["list"])
-    check = verbs.add_parser("check", help="check that a loss does what a loss should")
+    check = _verb(verbs, "check", "check that a loss does what a loss should")
     check.add_argument(
         "losses", nargs="+", metavar="LOSS", help="a name, file.py:Class, 'name: {argument: value}', all"
     )
     check.add_argument("--json", action="store_true", help="print the certificates as JSON")
-    check.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="keeps what a loss prepares once")
+    check.add_argument(
+        "--out", type=folder, default=Path("runs"), metavar="DIR", help="keeps what a loss prepares once"
+    )
     check.set_defaults(verb=act["check"])
-    new = verbs.add_parser("new", help="write a file to start from: a loss of your own")
+    new = _verb(verbs, "new", "write a file to start from: a loss of your own")
     new.add_argument("kind", choices=("loss",))
     new.add_argument("name", metavar="NAME", help="my_loss writes my_loss.py with the class MyLoss, here")
     new.add_argument("--json", action="store_true", help="print file and class as JSON")
     new.set_defaults(verb=act["new"])
-    landscape = verbs.add_parser("landscape", help="show how losses answer to a prediction that gets worse, untrained")
+    landscape = _verb(verbs, "landscape", "show how losses answer to a prediction that gets worse, untrained")
     landscape.add_argument(
         "losses", nargs="+", metavar="LOSS", help="a name, file.py:Class, 'name: {argument: value}', all"
     )
     landscape.add_argument("--json", action="store_true", help="print paths and what was left out as JSON")
     landscape.add_argument(
-        "--out", type=Path, default=Path("runs"), metavar="DIR", help="writes DIR/landscape (default: runs)"
+        "--out", type=folder, default=Path("runs"), metavar="DIR", help="writes DIR/landscape (default: runs)"
     )
     landscape.set_defaults(verb=act["landscape"])
-    _score_arguments(
-        verbs.add_parser("score", help="measure predictions made elsewhere against their references"), act["score"]
-    )
-    records = verbs.add_parser("records", help="pack records to pass them on, take in or merge those of others")
+    _score_arguments(_verb(verbs, "score", "measure predictions made elsewhere against their references"), act["score"])
+    records = _verb(verbs, "records", "pack records to pass them on, take in or merge those of others")
     records_arguments(records, _root(), act["records"])
-    data = verbs.add_parser("data", help="show a data set: licence, how to obtain it, what is missing")
+    data = _verb(verbs, "data", "show a data set: licence, how to obtain it, what is missing")
     data.add_argument("manifest", help="name of a manifest, or a file")
-    data.add_argument("--data", type=Path, default=_root(), metavar="DIR", help="folder of data sets (or BENCH_DATA)")
+    data.add_argument("--data", type=folder, default=_root(), metavar="DIR", help="folder of data sets (or BENCH_DATA)")
     data.add_argument("--verify", action="store_true", help="read every case: faults, shapes, spacing, classes")
     data.add_argument("--phantom", type=Path, metavar="DIR", help="write a small phantom in the data set's own layout")
     data.add_argument("--from-nifti", type=Path, metavar="DIR", help="write a manifest with spacings from NIfTI files")
@@ -116,14 +129,21 @@ def parser_of(act: Mapping[str, Verb]) -> argparse.ArgumentParser:
     return parser
 
 
+def _verb(verbs: argparse._SubParsersAction[_Parser], name: str, text: str) -> _Parser:
+    """The parser of a verb, whose own help begins with what that of `bench` says of it."""
+    return verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+
+
 def _suite_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "suites", nargs="+", metavar="SUITE", help="a suite file, or the name of one that ships with bench"
     )
-    parser.add_argument("--data", type=Path, default=_root(), metavar="DIR", help="folder of data sets (or BENCH_DATA)")
+    parser.add_argument(
+        "--data", type=folder, default=_root(), metavar="DIR", help="folder of data sets (or BENCH_DATA)"
+    )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=folder,
         action="append",
         metavar="DIR",
         help="folder of results (default: runs); plan and report take several, the first complete record wins",
@@ -147,10 +167,10 @@ def _clean_arguments(parser: argparse.ArgumentParser) -> None:
         "--yes removes them. Name all suites that share the folder of results."
     )
     parser.add_argument("suites", nargs="+", metavar="SUITE", help="a suite file, or the name of one that ships")
-    parser.add_argument("--data", type=Path, default=_root(), metavar="DIR", help="folder of data sets (or BENCH_DATA)")
     parser.add_argument(
-        "--out", type=Path, default=Path("runs"), metavar="DIR", help="folder of results (default: runs)"
+        "--data", type=folder, default=_root(), metavar="DIR", help="folder of data sets (or BENCH_DATA)"
     )
+    parser.add_argument("--out", type=folder, metavar="DIR", help="folder of results (default: runs)")
     parser.add_argument("--quick", action="store_true", help="the results of the suites' small forms")
     parser.add_argument("--orphans", action="store_true", help="also results of these suites that no cell of them has")
     parser.add_argument("--cache", action="store_true", help="also preprocessed cases; they are made again when needed")
@@ -176,5 +196,5 @@ def _score_arguments(parser: argparse.ArgumentParser, verb: Verb) -> None:
     parser.set_defaults(verb=verb)
 
 
-def _root() -> Path | None:
-    return Path(os.environ["BENCH_DATA"]) if os.environ.get("BENCH_DATA") else None
+def _root() -> str | None:
+    return os.environ.get("BENCH_DATA") or None

@@ -268,8 +268,9 @@ def clean_command(args: argparse.Namespace, suites: Sequence[Suite]) -> int:
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True, stderr=args.json)
-    out: Path = args.out
-    found = find(suites, out, orphans=args.orphans, cache=args.cache)
+    out: Path = args.out or Path("runs")
+    nothing = args.out is None and not out.exists()  # as before the first run
+    found = Found() if nothing else find(suites, out, orphans=args.orphans, cache=args.cache)
     left = remove(found.items, out) if args.yes else []
     stays = {path for path, _ in left}
     gone = [item for item in found.items if item.path not in stays]

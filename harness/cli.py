@@ -1,20 +1,22 @@
 """The command `bench`: verbs and exit codes. Nothing heavy is imported until a verb needs it.
 
-Exit codes: 0 all done; 1 a cell failed or diverged; 2 a mistake of the user, in one sentence; 130 after Ctrl-C.
+Exit codes: 0 all done; 1 a cell failed or diverged; 2 a mistake of the user or a file that cannot be read or written,
+in one sentence; 130 after Ctrl-C; 141 where what reads the output has closed it, as `head` does.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.arguments import Verb, parser_of
-from harness.errors import BenchError, sentence
+from harness.errors import BenchError, os_sentence, sentence
 from harness.listing import LISTS
 from harness.printing import json_alone, print_json
 from harness.processes import writable
@@ -31,22 +33,48 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    args = parser_of(VERBS).parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that has no µ or × still gets its line
+            stream.reconfigure(errors="backslashreplace")
+    words = sys.argv[1:] if argv is None else [*argv]
+    if words[:1] in ([], ["help"]):
+        words = [*words[1:], "--help"]
+    args = argparse.Namespace()
     try:
+        args = parser_of(VERBS).parse_args(words)
         with json_alone() if getattr(args, "json", False) else nullcontext():
-            return int(args.verb(args))
+            code = int(args.verb(args))
+        sys.stdout.flush()
+        return code
     except BenchError as error:
         print(f"bench: {sentence(error)}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        _write_no_more()
+        return 141
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # Rich's answer to one
+            return 141
+        raise
+    except OSError as error:
+        _write_no_more()
+        print(f"bench: {os_sentence(error)}.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         more = "the same command continues where it stopped."
         if getattr(args, "rerun", None):  # which would make again what is finished by now
             more = "without --rerun, the same command finishes what is missing."
         print(f"bench: interrupted; {more}", file=sys.stderr)
         return 130
+
+
+def _write_no_more() -> None:
+    """What waits to be written to stdout would fail once more when the process ends."""
+    with suppress(OSError, ValueError), open(os.devnull, "wb") as nothing:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
 
 
 def _load(args: argparse.Namespace) -> list[tuple[Suite, list[Entry]]]:
@@ -66,6 +94,7 @@ def _run(args: argparse.Namespace) -> int:
 
     from harness.cell import Place
     from harness.engine import Engine, check_engines
+    from harness.launch import say
     from harness.plan import make_plan, to_rerun
     from harness.tuning.studies import in_words
 
@@ -76,6 +105,7 @@ def _run(args: argparse.Namespace) -> int:
         raise BenchError("--out: a run writes to one folder; give one. `bench report` and `bench plan` merge several.")
     planned = _load(args)
     todo: dict[str, Entry] = {}
+    first: list[str] = []
     started: dict[str, int] = {}
     place = Place(_outs(args)[0].resolve(), args.data.resolve() if args.data else None)
     for suite, entries in planned:
@@ -83,10 +113,9 @@ def _run(args: argparse.Namespace) -> int:
         check_engines(entries, chosen, engine, place.out)
         started[suite.name] = len(chosen)
         todo |= {e.cell.eval_id: e for e in chosen}
-        console.print(
+        first.append(
             f"{suite.name}: {len(entries)} cells, {len(entries) - len(chosen)} done, {len(chosen)} to run"
-            f"{in_words(chosen)}",
-            highlight=False,
+            f"{in_words(chosen)}"
         )
     if args.tensorboard:
         from harness.tensorboard import followed, require_tensorboard
@@ -95,18 +124,25 @@ def _run(args: argparse.Namespace) -> int:
     if todo:
         known = [e.record for _, entries in planned for e in entries if e.record is not None]
         with followed([(s.name, e) for s, e in planned], place.out) if args.tensorboard else nullcontext():
-            _work(list(todo.values()), place, args, console, known)
+            _work(list(todo.values()), place, args, console, known, first)
         if args.detach:
             if args.json:
                 print_json([_run_row(s, entries, started[s.name]) for s, entries in planned])
             return 0
         planned = [(s, make_plan(s, _outs(args), args.reports, args.only)) for s, _ in planned]
+    else:
+        say(console, first)
     _tensorboard(planned, place, args, console)
     return _finish(planned, started, place, args, console)
 
 
 def _work(
-    todo: list[Entry], place: Place, args: argparse.Namespace, console: Console, known: Sequence[RunRecord]
+    todo: list[Entry],
+    place: Place,
+    args: argparse.Namespace,
+    console: Console,
+    known: Sequence[RunRecord],
+    first: Sequence[str],
 ) -> None:
     from harness.engine import Engine
     from harness.launch import run_entries
@@ -126,6 +162,7 @@ def _work(
         overlap=args.overlap,
         known=known,
         engine=Engine(args.engine, args.fuse),
+        first=first,
     )
 
 
@@ -305,15 +342,12 @@ def _plan_row(suite: Suite, entry: Entry) -> dict[str, Any]:
 def _data_notes(suite: Suite, args: argparse.Namespace, console: Console) -> None:
     """Say whether the data is there; a plan does not need it."""
     from harness.data.layouts import reader_of
+    from harness.data.layouts.absent import and_more
 
     for manifest in suite.manifests.values():
         try:
             absent = reader_of(manifest, args.data).missing(manifest.cases)
-            note = (
-                f"{absent[0]} and {len(absent) - 1} more are not there. {manifest.spec.obtain.strip()}"
-                if absent
-                else ""
-            )
+            note = f"{absent[0]} is not there{and_more(absent)}. {manifest.spec.obtain.strip()}" if absent else ""
         except BenchError as error:
             note = str(error)
         if note:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -40,6 +41,7 @@ def run_entries(
     known: Iterable[RunRecord] = (),
     engine: Engine | None = None,
     overlap: bool | None = None,
+    first: Sequence[str] = (),
 ) -> list[RunRecord]:
     """Run cells of one or several suites, after the data was seen to be there and the folders to take files.
 
@@ -58,6 +60,7 @@ def run_entries(
         known: Records of finished cells, to tell time and memory of these.
         engine: How cells are trained; each alone by default.
         overlap: As in `run`.
+        first: Lines to say before all others, when what was asked for was looked at and not refused.
 
     Raises:
         BenchError: As in `run`, or the device is not there.
@@ -90,26 +93,34 @@ def run_entries(
             raise BenchError(f"--{'' if overlap else 'no-'}overlap: is for this machine; leave it out with --on {on}.")
         from harness.backends import Asked
 
+        say(console, first)
         asked = Asked(workers, fail_fast, cluster, detach, tuple(known), follow)
         return backend(todo, replace(place, device=device), asked, console)
     devices = devices_of(device)
     estimates = Estimates(known, gpu=devices[0] != "cpu")
     jobs = [*engine.jobs(e.cell for e in todo), *([cell] for cell in (follow.later if follow else ()))]
     slots, said = slots_of(devices, jobs, estimates, workers, per_device)
-    at_once = None
+    lines, at_once = [*first], None
+    if device == "auto" and (unused := _unused_gpu(devices)):
+        lines.append(unused)
     if overlaps(overlap, devices, workers) and len(slots) < len(jobs):
         if fault := unavailable():
             if overlap:
                 raise BenchError(f"--overlap: {fault}.")
-            console.print(f"no cell is evaluated while another trains: {fault}", highlight=False)
+            lines.append(f"no cell is evaluated while another trains: {fault}")
         else:
             at_once = Counter(slots)
             slots, said = with_more(slots, len(jobs))
-    if said:
-        console.print(said, highlight=False)
+    say(console, [*lines, said] if said else lines)
     return run_cells(
         [*todo], place, slots, console, fail_fast, estimates, follow=follow, engine=engine, at_once=at_once
     )
+
+
+def say(console: Console, lines: Iterable[str]) -> None:
+    """Print lines as they are."""
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def tuned(todo: Sequence[Entry], out: Path) -> tuple[Sequence[Entry], Follow | None]:
@@ -228,8 +239,7 @@ def devices_of(asked: str) -> list[str]:
     """
     if asked == "cpu":
         return ["cpu"]
-    present = any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg"))
-    if not present and asked == "auto":
+    if asked == "auto" and not _driver_here():
         return ["cpu"]
     import torch
 
@@ -252,6 +262,21 @@ def devices_of(asked: str) -> list[str]:
             raise BenchError(f"--devices {asked}: {name} stands twice; --per-device 2 runs two cells on each.")
         found.append(name)
     return found
+
+
+def _driver_here() -> bool:
+    return any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg"))
+
+
+def _unused_gpu(devices: Sequence[str]) -> str:
+    """A line that says it where a GPU is here, not hidden from this process, and torch cannot use it."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if devices[0] != "cpu" or hidden or not _driver_here():
+        return ""
+    import torch
+
+    why = "is built without CUDA" if torch.version.cuda is None else "finds none that it can use; an old driver?"
+    return f"on the CPU, though the driver of a GPU is here: torch {torch.__version__} {why}"
 
 
 def _workers(count: int) -> str:

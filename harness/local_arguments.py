@@ -11,7 +11,8 @@ def add_local_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=int,
         metavar="N",
-        help="cells that train at once (default: one a core, as far as memory goes; on GPUs --per-device for each)",
+        help="cells that train at once (default: one a core, as far as memory goes; on GPUs --per-device for each); "
+        "with --on slurm of each array of jobs",
     )
     parser.add_argument(
         "--devices",

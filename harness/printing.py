@@ -34,7 +34,8 @@ def json_alone() -> Iterator[None]:
 
 def print_json(data: Any) -> None:
     """Print plain data as JSON; a number that is not finite, which JSON does not have, becomes null."""
-    text = json.dumps(_finite(data), indent=1, ensure_ascii=False, allow_nan=False)
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    text = json.dumps(_finite(data), indent=1, ensure_ascii=not unicode, allow_nan=False)
     if _waiting:
         _waiting[-1].append(text)
     else:

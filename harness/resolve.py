@@ -302,6 +302,9 @@ def _tree(path: Path) -> ast.Module:
         return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     except SyntaxError as error:
         raise BenchError(f"{path}:{error.lineno}: not valid Python: {error.msg}.") from None
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a null character
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BenchError(f"{path}: cannot be read as Python: {reason}.") from None
 
 
 @cache

@@ -50,6 +50,7 @@ class Worker:
 
     process: Any
     connection: Connection
+    ready: bool = False  # it has imported torch and has its device
     cell: Cell | None = None
     rest: list[Cell] = field(default_factory=list)  # of a group: the other cells that have no record yet
     faulty: bool = False  # a cell of the group ended with an error
@@ -130,8 +131,16 @@ class Pool:
 
 def _serve(connection: Connection, place: Place, run: Run | None, engine: str) -> None:
     """What a worker process starts with; torch is imported there and not here."""
-    from harness.worker import run_cell, worker_main
+    try:
+        from harness.machine import settle
+        from harness.worker import run_cell, worker_main
 
+        settle(place.device)
+        connection.send(("ready", None))
+    except Exception as error:  # such as a device without room for one process more
+        with contextlib.suppress(OSError):  # the parent is gone
+            connection.send(("unfit", f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no message')}"))
+        return
     worker_main(connection, place, run or partial(run_cell, engine=engine))
 
 
@@ -166,6 +175,7 @@ def run_cells(
         The records of all cells that were started.
 
     Raises:
+        BenchError: A worker process cannot start.
         KeyboardInterrupt: After Ctrl-C, when all checkpoints are written.
     """
     cells = [e.cell for e in entries]
@@ -228,17 +238,17 @@ def _prepare_all(cells: list[Cell], pool: Pool, console: Console) -> dict[Shared
         pool.start(slot)
     with console.status(f"preparing {len(jobs)} cases") if console.is_terminal else contextlib.nullcontext():
         while queue or running:
-            for slot in pool.slots:
-                if queue and slot not in running:
+            for slot, worker in pool.slots.items():
+                if queue and slot not in running and worker.ready:  # else a fault of its start would be the case's
                     running[slot] = queue.popleft()
-                    _send(pool.slots[slot], ("prepare", running[slot]))
+                    _send(worker, ("prepare", running[slot]))
             for slot, message in _messages(pool, 0.5):
                 job = running.pop(slot, None)
                 if message is None:
                     cause = cause_of_death(pool.slots[slot].process)
-                    pool.start(slot)
                     if job is None:
-                        raise BenchError(f"a worker process died before it had anything to do ({cause}).")
+                        raise _cannot_start(pool.devices[slot], cause)
+                    pool.start(slot)
                     faults[key_of(job)] = f"case {job[1]}: the process that prepared it died ({cause})"
                 elif job is not None and message[1] is not None:
                     faults[key_of(job)] = message[1]
@@ -425,15 +435,33 @@ def _end_now(worker: Worker) -> None:
 
 
 def _messages(pool: Pool, seconds: float) -> Iterator[tuple[int, Any]]:
-    """Messages of workers; None for a worker that is gone."""
+    """Messages of workers that have started; None for a worker that is gone.
+
+    Raises:
+        BenchError: A worker says that it cannot start: whatever it was to do, the next one could not either.
+    """
     by_connection = {w.connection: slot for slot, w in pool.slots.items()}
     for ready in wait(list(by_connection), seconds):
         slot = by_connection[ready]  # type: ignore[index]
+        worker = pool.slots[slot]
         try:
-            yield slot, pool.slots[slot].connection.recv()
+            message = worker.connection.recv()
         except (EOFError, ConnectionResetError, OSError):
-            pool.slots[slot].process.join(5)
-            yield slot, None
+            worker.process.join(5)
+            message = None
+        if message is not None and message[0] == "unfit":
+            raise _cannot_start(pool.devices[slot], message[1])
+        if message is not None and message[0] == "ready":
+            worker.ready = True
+        else:
+            yield slot, message
+
+
+def _cannot_start(device: str, reason: str) -> BenchError:
+    fewer = "--workers"
+    if device != "cpu":
+        fewer = "--no-overlap, --per-device) or another device (--devices"
+    return BenchError(f"a worker process cannot start on {device} ({reason}); try fewer processes ({fewer}).")
 
 
 def _send(worker: Worker, message: tuple[str, Any]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,8 +81,14 @@ def load_suite(path: str | Path, quick: bool = False, root: Path | None = None) 
         BenchError: One sentence with file, line, key, what was found and what was expected.
     """
     found = Path(path)
-    if not there(found) and there(packed("suites") / f"{found.name.removesuffix('.yaml')}.yaml"):
-        found = packed("suites") / f"{found.name.removesuffix('.yaml')}.yaml"
+    shipped = packed("suites") / f"{found.name.removesuffix('.yaml')}.yaml"
+    if not there(found) and there(shipped):
+        found = shipped
+    elif not os.path.exists(found):
+        known = [p.stem for p in packed("suites").glob("*.yaml")]
+        raise BenchError(
+            f"{found}: no such file{nearest(shipped.stem, known)}; `bench list suites` names those that ship."
+        )
     file = read_yaml(found)
     spec = canonical_metrics(file.parse(SuiteFile), file)
     entries = spec.data if isinstance(spec.data, list) else [spec.data]

@@ -33,7 +33,7 @@ from harness.fused import train, train_one
 from harness.loss_scores import loss_scores
 from harness.losses.build import build_loss
 from harness.losses.prepared import prepare_loss
-from harness.machine import die_with_parent, empty_cache, environment, named, peak, reset_peak, settle
+from harness.machine import die_with_parent, empty_cache, environment, named, peak, reset_peak
 from harness.metrics.engines import check_engine
 from harness.models.build import build_model, digest, digest_of_state
 from harness.models.weights import load_initial
@@ -456,7 +456,10 @@ def _where(error: BaseException) -> str:
 
 
 def worker_main(connection: Connection, place: Place, run: Callable[..., RunRecord]) -> None:
-    """Serve one parent: prepare cases and run cells until told to stop, or until the parent is gone."""
+    """Serve one parent: prepare cases and run cells until told to stop, or until the parent is gone.
+
+    The process is settled (`harness.machine.settle`).
+    """
     stopping = False
 
     def stop(number: int, frame: Any) -> None:
@@ -476,7 +479,6 @@ def worker_main(connection: Connection, place: Place, run: Callable[..., RunReco
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     die_with_parent()
-    settle(place.device)
     if place.turns is not None:
         place = replace(place, turns=replace(place.turns, tell=partial(tell, "waits")))
     cases = Cases(place)

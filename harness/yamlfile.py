@@ -164,6 +164,8 @@ def read_yaml(path: Path) -> YamlFile:
         text = content.decode("utf-8")
     except FileNotFoundError:
         raise BenchError(f"{path}: no such file.") from None
+    except IsADirectoryError:
+        raise BenchError(f"{path}: is a folder; name a file in it.") from None
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a null character
         raise BenchError(f"{path}: cannot be read as text: {error}.") from None
     found = YamlFile(path, None)

@@ -223,6 +223,15 @@ def test_a_folder_of_which_nothing_is_known_and_one_that_is_not_there(results: R
     assert "nowhere: cannot be read" in capsys.readouterr().err
 
 
+def test_before_the_first_run_there_is_nothing_to_remove(
+    results: Results, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (results.toy.folder / "empty").mkdir()
+    monkeypatch.chdir(results.toy.folder / "empty")
+    assert main(["clean", str(results.suite.path)]) == 0
+    assert capsys.readouterr().out == "nothing to remove\n"
+
+
 def test_sizes() -> None:
     assert [size_of(n) for n in (0, 999, 1500, 2 * 10**9, 3 * 10**15)] == [
         "0 B",

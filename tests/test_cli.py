@@ -1,6 +1,7 @@
 """The command line: what it prints, what it imports, what it exits with."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,65 @@ def test_list(kind: str, names: set[str], capsys: pytest.CaptureFixture[str]) ->
     assert main(["list", kind]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in names)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "usage: bench [-h]"),
+        (("help",), "usage: bench [-h]"),
+        (("help", "data"), "Show a data set: licence, how to obtain it, what is missing."),
+        (("check", "--help"), "Check that a loss does what a loss should."),
+    ],
+)
+def test_help(words: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([*words])
+    assert end.value.code == 0 and said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("run", "quickstart", "--workers", "two"), "--workers: invalid int value: 'two'; see bench run --help."),
+        (("plan", "quickstart", "--out", "my_loss.py"), "--out: my_loss.py is a file, expected a folder"),
+        (("run", "quickstart", "--out", "my_loss.py"), "--out: my_loss.py is a file, expected a folder"),
+        (("data", "hippocampus", "--data", "my_loss.py"), "--data: my_loss.py is a file, expected a folder"),
+        (("plan", "quikstart"), "quikstart: no such file (did you mean 'quickstart'?); `bench list suites` names"),
+        (("plan", "."), ".: is a folder; name a file in it."),
+    ],
+)
+def test_mistakes_of_the_command_line_are_one_sentence(
+    words: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_loss.py").touch()
+    assert main([*words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and said in captured.err and captured.err.count("\n") == 1
+
+
+def test_a_folder_of_data_in_the_environment_may_be_a_file_by_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("BENCH_DATA", str(tmp_path / "file"))
+    assert main(["plan", "quickstart"]) == 2
+    assert "--data: " in (said := capsys.readouterr().err) and "is a file, expected a folder" in said
+
+
+def test_how_to_obtain_a_data_set_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("BENCH_DATA", raising=False)
+    assert main(["data", "hippocampus"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("medicaldecathlon.com") == 1 and captured.err == ""
+    assert main(["data", "hippocampus", "--verify"]) == 2  # there is nothing to read
+    captured = capsys.readouterr()
+    assert (captured.out + captured.err).count("medicaldecathlon.com") == 1
+    assert main(["plan", "hippocampus", "--data", str(tmp_path), "--out", str(tmp_path)]) == 0
+    assert "dataset.json is not there. Download" in capsys.readouterr().out
 
 
 def test_data_says_how_to_obtain_and_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,7 +166,8 @@ def test_filters(toy, capsys: pytest.CaptureFixture[str], only: str, words: str)
 def test_impossible_options(toy, capsys: pytest.CaptureFixture[str], flag: str, value: str) -> None:
     args = ["run", str(toy.suite()), flag, value, "--out", str(toy.folder / "o"), "--data", str(toy.folder / "data")]
     assert main([*args, "--reports", str(toy.folder / "r")]) == 2
-    assert f"{flag} {value}" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert f"{flag} {value}" in captured.err and captured.out == ""  # refused before anything else is said
 
 
 def test_records_meant_for_git_are_read_like_runs(toy) -> None:
@@ -165,3 +226,64 @@ def test_after_an_interruption_it_says_what_continues(
     monkeypatch.setattr("harness.api.load_suite", interrupted)
     assert main(["run", "toy.yaml", *more]) == 130
     assert f"bench: interrupted; {words}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("list", "losses"), ("plan", "quickstart")])  # by print, and by Rich
+def test_an_output_that_is_closed_or_full_ends_without_a_traceback(words: tuple[str, ...], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "harness", *words]
+    reads, writes = os.pipe()
+    os.close(reads)  # as after `| head -1`
+    done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (141, "")
+    if Path("/dev/full").exists():
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+        assert done.returncode == 2 and done.stderr.startswith("bench: no space left"), done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_terminal_without_unicode_gets_every_line(tmp_path: Path) -> None:
+    def said(*words: str) -> str:
+        command = [sys.executable, "-m", "harness", *words]
+        environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+        done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment)
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout.decode("ascii")
+
+    shown, rows = said("list", "losses"), json.loads(said("list", "losses", "--json"))
+    strange = [row for row in rows if not row["about"].isascii()]
+    assert strange and len(shown.splitlines()) == len(rows)
+    assert all(row["about"].encode("ascii", "backslashreplace").decode() in shown for row in strange)
+
+
+def test_files_that_cannot_be_read_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "latin.py").write_bytes("class Mine:  # caf\xe9\n    pass\n".encode("latin-1"))
+    (tmp_path / "zero.py").write_bytes(b"class Mine:\n    pass\0\n")
+    (tmp_path / "secret.py").write_text("class Mine:\n    pass\n")
+    real = Path.read_text
+
+    def read(path: Path, *args: Any, **more: Any) -> str:
+        if path.name == "secret.py":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **more)
+
+    monkeypatch.setattr(Path, "read_text", read)
+    for name, reason in (("latin", "utf-8"), ("zero", "null bytes"), ("secret", "Permission denied")):
+        assert main(["check", f"{name}.py:Mine"]) == 2
+        error = capsys.readouterr().err
+        assert f"{name}.py" in error and reason in error and error.count("\n") == 1
+
+
+def test_a_fault_of_the_file_system_that_nobody_foresaw_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_: Any) -> Any:
+        raise PermissionError(13, "Permission denied", "somewhere")
+
+    monkeypatch.setattr("harness.api.load_suite", refused)
+    assert main(["plan", "toy.yaml"]) == 2
+    assert capsys.readouterr().err == "bench: Permission denied: somewhere.\n"

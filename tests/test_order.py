@@ -230,6 +230,7 @@ class ThreadPool(runner.Pool):
         ours, theirs = Pipe()
 
         def serve() -> None:
+            theirs.send(("ready", None))
             while True:
                 task, payload = theirs.recv()
                 if task == "stop":

@@ -104,6 +104,25 @@ def test_auto_is_every_gpu_of_the_kind_of_the_first(monkeypatch: pytest.MonkeyPa
     assert devices_of("auto") == ["cpu"]
 
 
+def test_a_gpu_that_torch_cannot_use_is_not_passed_over_in_silence(
+    cells: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _gpus(monkeypatch, [])
+    monkeypatch.setattr("harness.runner.run_cells", lambda *_, **__: [])
+    entries, place = [Entry(cell, "missing") for cell in cells], Place(tmp_path, None)
+    for cuda, visible, asked, words in [
+        (None, "0", "auto", "is built without CUDA"),
+        ("12.8", "0", "auto", "an old driver?"),
+        (None, "", "auto", ""),
+        (None, "0", "cpu", ""),
+    ]:
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        said = io.StringIO()
+        run_entries(entries, place, reports=tmp_path, device=asked, workers=1, console=Console(file=said, width=200))
+        assert words in said.getvalue() and bool(words) == ("though the driver of a GPU is here" in said.getvalue())
+
+
 def test_processes_are_dealt_to_the_devices(cells: list[Cell]) -> None:
     two, known, jobs = ["cuda:0", "cuda:1"], Estimates([]), [[cell] for cell in cells]
     assert slots_of(two, jobs, known)[0] == two
@@ -218,6 +237,14 @@ def test_every_process_has_its_device(cells: list[Cell], acts: Any, tmp_path: Pa
     records = run_cells(entries, Place(tmp_path, None), ["cpu", "meta", "cpu"], Console(quiet=True), run=acts.where)
     told = {r.environment["process"]: (r.environment["device"], r.environment["beside"]) for r in records}
     assert len(records) == 4 and sorted(told.values()) == [("cpu", 2), ("cpu", 2), ("meta", 1)]
+
+
+def test_a_device_that_no_process_can_have_is_no_fault_of_a_case(cells: list[Cell], acts: Any, tmp_path: Path) -> None:
+    """A GPU that is not there stands for one without room for a process more."""
+    entries = [Entry(cell, "missing") for cell in cells]
+    with pytest.raises(BenchError, match=r"cannot start on cuda:99 \(\w+: .+\); try fewer processes \(--no-overlap"):
+        run_cells(entries, Place(tmp_path, None), ["cuda:99"], Console(quiet=True), run=acts.stores)
+    assert not [*tmp_path.glob("*/*/record.json")]
 
 
 def test_a_process_more_counts_for_memory_and_for_what_helps(tmp_path: Path) -> None:

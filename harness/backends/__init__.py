@@ -35,7 +35,7 @@ class Asked:
     """What a user asks of a backend.
 
     Attributes:
-        workers: The most cells at once, or None for what the cluster gives.
+        workers: The most cells at once, on SLURM of each array of jobs; or None for what the cluster gives.
         fail_fast: Start nothing more after the first cell that failed.
         cluster: A file that describes the cluster, or None.
         detach: Submit and end, where the backend can; the same command later attaches to what runs.

@@ -73,7 +73,10 @@ class Stop:
 
 
 def run_bundle(bundle: Bundle) -> None:
-    """Run the cells of a task until SIGTERM; the one that is running then writes its checkpoint."""
+    """Run the cells of a task until SIGTERM, when the one that is running writes its checkpoint, or a fault on a GPU.
+
+    What is left then has no mark, so that it is submitted again without counting as lost.
+    """
     stop = Stop()
     from harness.cell_cases import Cases as Prepared
     from harness.machine import settle
@@ -97,6 +100,8 @@ def run_bundle(bundle: Bundle) -> None:
         held = is_held(record)
         marks.end(cell.eval_id, ELSEWHERE if held else record.status, max(0, stop.steps))
         _say(f"{record.status}{': ' + record.message if record.message else ''}")
+        if bundle.place.device != "cpu" and record.status in ("error", "oom"):
+            break  # after a fault on the device nothing works in its process any more
         if held:  # perhaps by a task that died on another node: its lease runs out while the other cells run
             patience = patience or time.monotonic() + HELD_SECONDS
             if time.monotonic() < patience:

@@ -24,6 +24,7 @@ from harness.errors import BenchError
 from harness.losses import LOSSES
 from harness.losses.build import build_loss
 from harness.losses.prepared import prepare_loss
+from harness.processes import writable
 
 CHECK_VERSION = 2
 DECLARABLE = (frozenset(PROPERTIES) | {"identity", "arguments"}) - NEVER_DECLARED
@@ -90,7 +91,7 @@ def check_loss(
         prepared: Folder in which what a loss prepares once is kept; in this process alone by default.
 
     Raises:
-        BenchError: The loss cannot be made, or declares a property that does not exist.
+        BenchError: The loss cannot be made, or declares a property that does not exist; or `prepared` takes no files.
     """
     make = maker(spec, prepared)
     try:
@@ -98,6 +99,8 @@ def check_loss(
     except BenchError:
         raise
     except Exception as error:  # a loss whose construction or preparation fails ends its check, not the run around it
+        if prepared is not None and isinstance(error, OSError):
+            writable(prepared)  # no fault of the loss, where its preparation cannot be kept
         return Certificate(str(spec["name"]), False, (Line("call", "fail", None, said(error)),), 0.0)
     began = time.monotonic()  # without what a loss prepares once
     declares = dict(getattr(first, "declares", {}))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from harness.data.cases import Found
 from harness.data.layouts import Reader, reader_of
 from harness.data.layouts.absent import hint_of
+from harness.data.layouts.base import NoRoot
 from harness.data.manifest import Manifest, load_manifest
 from harness.data.phantoms import is_phantom, made_cases
 from harness.data.verify import T, Track, Verified, verify
@@ -32,7 +33,8 @@ def data_command(args: argparse.Namespace) -> int:
         args: `manifest` and, all optional, `data`, `verify`, `phantom`, `from_nifti`, `json`.
 
     Returns:
-        0, or 1 where `--verify` found faults.
+        0, also where no folder of data is named, so that how to obtain it is all there is to say; or 1 where `--verify`
+        found faults.
 
     Raises:
         BenchError: The manifest is not valid, files are missing, or what is asked for cannot be written.
@@ -51,7 +53,6 @@ def data_command(args: argparse.Namespace) -> int:
         return _write_spacings(manifest, args.data, args.from_nifti, out, args.json)
     if args.data is not None and is_phantom(args.data):
         manifest = load_manifest(args.manifest, Path.cwd(), args.data, phantom=True)
-    _describe(manifest, out)
     try:
         reader = reader_of(manifest, args.data)
         cases = _cases_to_read(manifest, reader, args.data)
@@ -59,7 +60,12 @@ def data_command(args: argparse.Namespace) -> int:
     except BenchError as error:
         if args.json:
             print_json(_as_json(manifest, [], [], None, str(error)))
-        raise
+        if isinstance(error, NoRoot) and not args.verify:
+            _describe(manifest, out)
+            out.print("name its folder with --data or BENCH_DATA to see what of it is there")
+            return 0
+        raise  # it says how to obtain the data
+    _describe(manifest, out)
     done: Verified | None = None
     if not absent and args.verify:
         workers = min(cores(), len(cases) // CASES_A_PROCESS)
@@ -70,7 +76,8 @@ def data_command(args: argparse.Namespace) -> int:
         out.print(f"missing: {path}", markup=False)
     if absent:
         raise BenchError(
-            f"{len(absent)} files of {manifest.name} are not there. {hint_of(manifest, args.data, absent)}".strip()
+            f"{len(absent)} {'files' if len(absent) > 1 else 'file'} of {manifest.name} "
+            f"{'are' if len(absent) > 1 else 'is'} not there. {hint_of(manifest, args.data, absent)}".strip()
         )
     if done is None:
         out.print(f"all files of {len(cases)} cases are there")

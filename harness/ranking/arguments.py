@@ -7,9 +7,10 @@ from pathlib import Path
 
 from harness.backends.arguments import add_cluster_arguments
 from harness.local_arguments import add_local_arguments
+from harness.paths import folder
 
 
-def add_arguments(parser: argparse.ArgumentParser, root: Path | None) -> None:
+def add_arguments(parser: argparse.ArgumentParser, root: str | None) -> None:
     """Add what `bench rank` takes; `root` is the default of --data."""
     parser.description = (
         "Check losses, train and measure them alone on a suite whose other losses have records, and say where they "
@@ -22,10 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser, root: Path | None) -> None:
         "--arg", action="append", default=[], metavar="NAME=VALUE", help="an argument of the loss, where there is one"
     )
     parser.add_argument("--baseline", metavar="LOSS", help="compare with this loss instead of the suite's baseline")
-    parser.add_argument("--data", type=Path, default=root, metavar="DIR", help="folder of data sets (or BENCH_DATA)")
+    parser.add_argument("--data", type=folder, default=root, metavar="DIR", help="folder of data sets (or BENCH_DATA)")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=folder,
         action="append",
         metavar="DIR",
         help="folder of results (default: runs); of several, the others are read only",

@@ -94,10 +94,13 @@ def pair_files(pred_dir: Path, ref_dir: Path) -> list[Pair]:
 def _cases(folder: Path) -> dict[str, Path]:
     """Case → file, sorted by case; hidden files and other endings (`dataset.json`, `.raw`) are no label images."""
     found: dict[str, list[Path]] = {}
-    for path in folder.iterdir():
-        ending = ending_of(path)
-        if ending and not path.name.startswith(".") and path.is_file():
-            found.setdefault(path.name[: -len(ending)], []).append(path)
+    try:
+        for path in folder.iterdir():
+            ending = ending_of(path)
+            if ending and not path.name.startswith(".") and path.is_file():
+                found.setdefault(path.name[: -len(ending)], []).append(path)
+    except OSError as error:
+        raise BenchError(f"{folder}: cannot be read ({error.strerror or error}); give yourself the right to.") from None
     if not found:
         raise BenchError(f"{folder} holds no label images; expected files that end in {', '.join(ENDINGS)}.")
     double = sorted(case for case, paths in found.items() if len(paths) > 1)

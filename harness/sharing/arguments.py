@@ -6,16 +6,22 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from harness.paths import folder
 
-def records_arguments(parser: argparse.ArgumentParser, root: Path | None, verb: Callable[..., int]) -> None:
+
+def records_arguments(parser: argparse.ArgumentParser, root: str | None, verb: Callable[..., int]) -> None:
     """Add export, import and merge to the parser of `bench records`."""
     parser.description = "Pass records on: packed with digests, checked when they are read; nothing in them is run."
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="WHAT")
     export = kinds.add_parser("export", help="pack records, curves and case rows of a suite")
     export.add_argument("suite", metavar="SUITE", help="a suite file, or the name of one that ships with bench")
-    export.add_argument("--data", type=Path, default=root, metavar="DIR", help="folder of data sets (or BENCH_DATA)")
+    export.add_argument("--data", type=folder, default=root, metavar="DIR", help="folder of data sets (or BENCH_DATA)")
     export.add_argument(
-        "--out", type=Path, action="append", metavar="DIR", help="folder of results (default: runs); several are merged"
+        "--out",
+        type=folder,
+        action="append",
+        metavar="DIR",
+        help="folder of results (default: runs); several are merged",
     )
     export.add_argument("--only", action="append", default=[], metavar="KEY=GLOB", help="only cells that match")
     export.add_argument("--quick", action="store_true", help="the records of the suite's small form")

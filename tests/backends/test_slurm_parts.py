@@ -512,6 +512,27 @@ def test_a_task_waits_for_the_lease_of_a_task_that_died_and_stops_at_sigterm(
     assert read_marks(seen)[ids[2]] == Mark("interrupted", 5) and ids[3] not in read_marks(seen)
 
 
+def test_a_fault_on_a_device_ends_its_task_and_no_other_cell(
+    toy, cells: list[Cell], lost: Any, monkeypatch: pytest.MonkeyPatch, signals: Any
+) -> None:
+    watch, job, end = lost
+    ran: list[str] = []
+
+    def run_cell(cell: Cell, place: Place, *_: Any, **__: Any) -> RunRecord:
+        ran.append(cell.eval_id)
+        return RunRecord(cell.train_id, cell.eval_id, "error", "CUDA error: an illegal address", cell.described())
+
+    monkeypatch.setattr("harness.worker.run_cell", run_cell)
+    monkeypatch.setattr("harness.machine.settle", lambda device: None)
+    ids = [cell.eval_id for cell in cells[:2]]
+    bundle = Bundle(0, tuple(cells[:2]), frozenset(), replace(watch.place, device="cuda:0"), job.seen)
+    run_bundle(bundle)
+    assert ran == ids[:1] and ids[1] not in read_marks(job.seen)
+    assert "was stopped" in end("COMPLETED") and watch.lost[ids[1]].tries == 0
+    run_bundle(replace(bundle, place=watch.place))  # on a CPU an error is its cell's own
+    assert ran[1:] == ids
+
+
 def test_a_cell_over_its_timeout_ends_its_process_with_a_record(toy, cells: list[Cell], monkeypatch: Any) -> None:
     cell = replace(cells[0], timeout=0.05)
     place = Place(toy.folder / "runs", toy.folder / "data")

@@ -145,6 +145,15 @@ def test_what_cannot_be_checked_exits_with_2(
     assert captured.err.count(f"{text}: ") <= 1, "the name is said once"
 
 
+def test_a_folder_that_cannot_keep_what_a_loss_prepares_is_no_fault_of_the_loss(
+    mine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (mine / "runs").touch()  # no folder can be made there, whoever asks
+    assert main(["check", "inverse_form"]) == 2
+    captured = capsys.readouterr()
+    assert "runs/cache/prepared: cannot be written to" in captured.err and "FAIL" not in captured.out
+
+
 def test_an_undeclarable_key_exits_with_2(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (mine / "my.py").write_text(MINE + "\n    declares = {'finite': 'no'}\n")
     assert main(["check", "my.py:Backwards"]) == 2

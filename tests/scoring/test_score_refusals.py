@@ -193,6 +193,14 @@ def test_options_that_cannot_be(folders, capsys, args, words) -> None:
     assert captured.out == "" and words in captured.err and captured.err.count("\n") == 1, captured.err
 
 
+def test_a_folder_that_cannot_be_read(folders, capsys, monkeypatch) -> None:
+    def closed(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    assert f"{folders[0]}: cannot be read (Permission denied)" in refused(capsys, *folders)
+
+
 def test_files_that_cannot_be_written(folders, tmp_path: Path, capsys) -> None:
     assert main(["score", *map(str, folders), "--out", str(tmp_path)]) == 2
     assert "is a folder; name a file" in capsys.readouterr().err

@@ -27,12 +27,16 @@ def absence(manifest: Manifest, root: Path | None, absent: Sequence[Path]) -> st
         Which file, how many more, where it lies instead or what of its case is there, and how to obtain the data.
     """
     first = absent[0]
-    more = f" and {len(absent) - 1} more files" if len(absent) > 1 else ""
     hint = hint_of(manifest, root, absent)
     obtain = " ".join(manifest.spec.obtain.split())
-    return (
-        f"{manifest.name}: {first} is not there{more}. {hint}{obtain} Then name its folder with --data or BENCH_DATA."
-    )
+    what = f"{manifest.name}: {first} is not there{and_more(absent)}."
+    return f"{what} {hint}{obtain} Then name its folder with --data or BENCH_DATA."
+
+
+def and_more(absent: Sequence[Path]) -> str:
+    """How many files are missing beside the first, in words."""
+    count = len(absent) - 1
+    return f" and {count} more {'files' if count > 1 else 'file'}" if count else ""
 
 
 def none_found(manifest: Manifest, root: Path) -> str:

@@ -73,14 +73,18 @@ class Reader(Protocol):
         ...
 
 
+class NoRoot(BenchError):
+    """No folder of data was given, and a data set lies in one."""
+
+
 def root_of(manifest: Manifest, root: Path | None) -> Path:
     """The folder of data.
 
     Raises:
-        BenchError: None was given.
+        NoRoot: None was given.
     """
     if root is None:
-        raise BenchError(
+        raise NoRoot(
             f"{manifest.name} lies outside the package: say where with --data FOLDER or BENCH_DATA. "
             f"{manifest.spec.obtain.strip()}"
         )

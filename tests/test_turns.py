@@ -392,6 +392,21 @@ def test_a_training_that_is_over_needs_no_turn(tmp_path: Path) -> None:
     assert run_cell(cell, replace(place, turns=device.turns), stop=device.stop).status == "ok" and device.asked == 0
 
 
+def test_those_that_wait_are_stopped_before_the_one_that_trains(tmp_path: Path) -> None:
+    """It gives its turn back, and they would begin to train."""
+    pool, cell, stopped = runner.Pool(Place(tmp_path, None), ["cpu"] * 3), _cells(tmp_path)[0], []
+
+    def process(slot: int) -> SimpleNamespace:
+        return SimpleNamespace(
+            is_alive=lambda: slot not in stopped, terminate=lambda: stopped.append(slot), join=lambda seconds: None
+        )
+
+    for slot, waits in enumerate([None, 5.0, 5.0]):
+        pool.slots[slot] = runner.Worker(process(slot), runner.mp.Pipe()[0], cell, waits=waits)
+    pool.end(grace=0.0)
+    assert stopped == [1, 2, 0]
+
+
 class Told(runner.Pool):
     """A pool whose one worker says what the test says."""
 

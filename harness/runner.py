@@ -110,15 +110,15 @@ class Pool:
 
     def end(self, grace: float) -> None:
         """Tell all workers to finish; those that do not within `grace` seconds, or at Ctrl-C, are killed."""
-        # those that wait for their turn first: one that trains gives it back, and they would begin with it
-        for worker in sorted(self.slots.values(), key=lambda w: w.waits is None):
-            if worker.process.is_alive():
-                if worker.cell is not None:
-                    worker.process.terminate()  # SIGTERM: writes a checkpoint and stops
-                else:
-                    _send(worker, ("stop", None))
-        until = time.monotonic() + grace
         try:
+            # those that wait for their turn first: one that trains gives it back, and they would begin with it
+            for worker in sorted(self.slots.values(), key=lambda w: w.waits is None):
+                if worker.process.is_alive():
+                    if worker.cell is not None:
+                        worker.process.terminate()  # SIGTERM: writes a checkpoint and stops
+                    else:
+                        _send(worker, ("stop", None))
+            until = time.monotonic() + grace
             for worker in self.slots.values():
                 worker.process.join(max(0.0, until - time.monotonic()))
         finally:

@@ -24,6 +24,7 @@ from harness.records import read_rows
 from harness.scoring.folders import score_folders
 from harness.scoring.images import read_labels
 from harness.scoring.pool import Failure, Pool
+from tests.conftest import started
 
 
 @pytest.fixture
@@ -223,22 +224,10 @@ def test_ctrl_c_ends_with_a_message_and_writes_nothing(tmp_path: Path) -> None:
             else:
                 write(path, pred)
     command = [sys.executable, "-c", SCORE, "score", "pred", "ref", "--labels", "a=1,b=2", "--out", "rows.csv"]
-    run = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # a suite of tests that was started in the background hands on that Ctrl-C is ignored
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    try:
+    with started(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None and run.stdout.readline() == "given\n"
         os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to the whole group
         _, errors = run.communicate(timeout=120)
-    finally:
-        run.kill()
     assert run.returncode == 130 and not (tmp_path / "rows.csv").exists()
     assert re.fullmatch(
         r"bench: interrupted; (no case was|\d+ of 30 cases were) measured and nothing was written\.\n", errors

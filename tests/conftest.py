@@ -20,6 +20,14 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from hypothesis import HealthCheck, settings
+
+# The same examples in each run: what has always been wrong is found by who looks for it (`make test-long`), not by a
+# change of something else. A slow machine fails nothing.
+SLOW = [HealthCheck.too_slow]
+settings.register_profile("bench", deadline=None, database=None, derandomize=True, suppress_health_check=SLOW)
+settings.register_profile("random", settings.get_profile("bench"), derandomize=False)
+settings.load_profile(os.environ.get("BENCH_HYPOTHESIS", "bench"))
 
 MANIFEST = """\
 name: {name}

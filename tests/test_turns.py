@@ -47,6 +47,7 @@ quick: {cases: 2, epochs: 2, steps: 2}
 
 ACTS = r'''"""Cells whose trainings and evaluations wait for each other."""
 
+import os
 import time
 
 import harness.train
@@ -78,7 +79,7 @@ def _until_others_train(out, own):
         if time.monotonic() > until:
             raise RuntimeError("no other cell is loaded")
         time.sleep(0.01)
-    until = time.monotonic() + 3
+    until = time.monotonic() + float(os.environ.get("ACTS_PATIENCE", LIMIT))
     while time.monotonic() < until and not [p for p in (out / "gate").glob("*.steps") if p.stem != own]:
         time.sleep(0.01)
 
@@ -210,7 +211,10 @@ def test_a_folder_that_is_gone_ends_no_training(tmp_path: Path) -> None:
         assert mine
 
 
-def test_one_evaluates_while_another_trains_with_the_same_bits(acts: Any, tmp_path: Path) -> None:
+def test_one_evaluates_while_another_trains_with_the_same_bits(
+    acts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACTS_PATIENCE", "3")  # it is used up: no other trains
     cells = _cells(tmp_path)
     expected = _plain(cells, tmp_path / "plain")
     out, place = Console(file=io.StringIO(), width=400), Place(tmp_path / "beside", None)

@@ -17,8 +17,6 @@ from harness.plan import counts
 from harness.seeds import TUNING_SEED
 from tests.conftest import MANIFEST, Toy, started, wait_for
 
-pytestmark = pytest.mark.timeout(900)  # three runs in the first test's setup
-
 SUITE = """\
 suite: planted
 data: {manifest: toy.yaml, split: v, slices: {size: [32, 32]}}

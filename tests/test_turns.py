@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -409,6 +410,22 @@ def test_those_that_wait_are_stopped_before_the_one_that_trains(tmp_path: Path) 
         pool.slots[slot] = runner.Worker(process(slot), runner.mp.Pipe()[0], cell, waits=waits)
     pool.end(grace=0.0)
     assert stopped == [1, 2, 0]
+
+
+def test_ctrl_c_while_workers_are_told_to_stop_ends_them_all(tmp_path: Path) -> None:
+    pool, cell, killed = runner.Pool(Place(tmp_path, None), ["cpu"] * 2), _cells(tmp_path)[0], []
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    for slot in range(2):
+        process = SimpleNamespace(
+            is_alive=lambda: True, terminate=interrupted, kill=partial(killed.append, slot), join=lambda *_: None
+        )
+        pool.slots[slot] = runner.Worker(process, runner.mp.Pipe()[0], cell)
+    with pytest.raises(KeyboardInterrupt):
+        pool.end(grace=30.0)
+    assert killed == [0, 1]
 
 
 class Told(runner.Pool):

@@ -20,7 +20,7 @@ clusters: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/backends -m "(slurm or ray) and not slow"
 
 test-long: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 BENCH_HYPOTHESIS=random $(BIN)/python -m pytest
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +71,26 @@ def cause_of_death(process: Any, oom: bool = False) -> str:
 
 @contextlib.contextmanager
 def deaf_to_ctrl_c() -> Iterator[None]:
-    """Children ignore Ctrl-C from their first moment: it reaches the whole group, and the parent decides."""
+    """Children are deaf to Ctrl-C from their first moment: it reaches the whole group, and the parent decides.
+
+    The parent hears one that comes meanwhile at the end of the block. For children the signal is blocked rather than
+    ignored: what is ignored is lost for the parent, too.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # it unblocks the signal where it starts its process (Python 3.11), so that is done before
+    resource_tracker.ensure_running()
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))  # another thread may get it
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.signal(signal.SIGINT, before)
+        if heard:
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextlib.contextmanager

@@ -103,22 +103,23 @@ class Pool:
         args = (theirs, self.seat(slot), self.run, self.engine)
         process = context.Process(target=_serve, args=args, daemon=True, name=f"bench-{slot}")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS deterministic; before CUDA
-        with one_thread(), deaf_to_ctrl_c():
+        with one_thread(), deaf_to_ctrl_c():  # a Ctrl-C is heard when the worker is among those that are ended
             process.start()
-        theirs.close()
-        self.slots[slot] = Worker(process, ours)
+            theirs.close()
+            self.slots[slot] = Worker(process, ours)
         return self.slots[slot]
 
     def end(self, grace: float) -> None:
         """Tell all workers to finish; those that do not within `grace` seconds, or at Ctrl-C, are killed."""
-        for worker in self.slots.values():
-            if worker.process.is_alive():
-                if worker.cell is not None:
-                    worker.process.terminate()  # SIGTERM: writes a checkpoint and stops
-                else:
-                    _send(worker, ("stop", None))
-        until = time.monotonic() + grace
         try:
+            # those that wait for their turn first: one that trains gives it back, and they would begin with it
+            for worker in sorted(self.slots.values(), key=lambda w: w.waits is None):
+                if worker.process.is_alive():
+                    if worker.cell is not None:
+                        worker.process.terminate()  # SIGTERM: writes a checkpoint and stops
+                    else:
+                        _send(worker, ("stop", None))
+            until = time.monotonic() + grace
             for worker in self.slots.values():
                 worker.process.join(max(0.0, until - time.monotonic()))
         finally:

@@ -9,13 +9,25 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from hypothesis import HealthCheck, settings
+
+# The same examples in each run: what has always been wrong is found by who looks for it (`make test-long`), not by a
+# change of something else. A slow machine fails nothing.
+SLOW = [HealthCheck.too_slow]
+settings.register_profile("bench", deadline=None, database=None, derandomize=True, suppress_health_check=SLOW)
+settings.register_profile("random", settings.get_profile("bench"), derandomize=False)
+settings.load_profile(os.environ.get("BENCH_HYPOTHESIS", "bench"))
 
 MANIFEST = """\
 name: {name}
@@ -87,22 +99,13 @@ class Toy:
 
     def interrupted(self, *args: str | Path, logs: int = 1, after: float = 0.5) -> subprocess.CompletedProcess[str]:
         """A command that gets Ctrl-C some seconds after so many cells have a log."""
-        process = subprocess.Popen(
-            [*self.command(*args), "--out", str(self.folder / "runs")],
-            start_new_session=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            # a test run in the background of a shell ignores Ctrl-C, and so would everything it starts
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-        until = time.monotonic() + 120
-        while len(list((self.folder / "runs").glob("*/log.txt"))) < logs and time.monotonic() < until:
-            time.sleep(0.02)
-        time.sleep(after)
-        os.killpg(process.pid, signal.SIGINT)
-        began = time.monotonic()
-        output, errors = process.communicate(timeout=120)
+        command = [*self.command(*args), "--out", str(self.folder / "runs")]
+        with started(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            wait_for(lambda: len(list((self.folder / "runs").glob("*/log.txt"))) >= logs, f"{logs} cells with a log")
+            time.sleep(after)
+            os.killpg(process.pid, signal.SIGINT)
+            began = time.monotonic()
+            output, errors = process.communicate(timeout=120)
         assert time.monotonic() - began < 29, "a process did not end by itself, it was killed after the grace of 30 s"
         assert process.returncode == 130 and "Traceback" not in errors, errors
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
@@ -115,6 +118,28 @@ class Toy:
             cell = record["cell"]
             found[cell["loss"]["label"] + (f"#{cell['seed']}" if cell["seed"] else "")] = record
         return found
+
+
+def wait_for(holds: Callable[[], object], what: str, seconds: float = 200.0) -> None:
+    """Return as soon as it holds; where it does not within so many seconds, the test fails."""
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until, f"waited in vain for {what}"
+        time.sleep(0.01)
+
+
+@contextmanager
+def started(command: list[str], **more: Any) -> Iterator[subprocess.Popen[Any]]:
+    """A command as a terminal starts it, in a group of its own; none of its processes is left in the end."""
+    # a test run in the background of a shell ignores Ctrl-C, and so would everything it starts
+    hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, start_new_session=True, preexec_fn=hears, **more)
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def importable(text: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:

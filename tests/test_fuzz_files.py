@@ -244,20 +244,17 @@ def changed_text(draw: st.DrawFn, texts: dict[str, str]) -> bytes:
     return whole
 
 
-def _made(count: int, **more: Any) -> Any:
+def _few(count: int, derandomize: bool = True) -> Any:
     # explaining a failure traces every line, which takes longer than all else
     return settings(
         max_examples=count,
-        deadline=None,
-        database=None,
+        derandomize=derandomize,
         suppress_health_check=list(HealthCheck),
         phases=(Phase.generate, Phase.shrink),
-        **more,
     )
 
 
-def _few(count: int) -> Any:
-    return _made(count, derandomize=True)
+MANY = _few(LONG, derandomize=False)
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +294,7 @@ def test_manifests_with_changed_text(file: Path, content: bytes) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(0)
-@_made(LONG)
+@MANY
 @given(text=changed_tree(SUITES), quick=st.booleans())
 def test_many_suites_with_changed_values(file: Path, text: str, quick: bool) -> None:
     file.write_text(text, encoding="utf-8")
@@ -306,7 +303,7 @@ def test_many_suites_with_changed_values(file: Path, text: str, quick: bool) -> 
 
 @pytest.mark.slow
 @pytest.mark.timeout(0)
-@_made(LONG)
+@MANY
 @given(content=changed_text(SUITES))
 def test_many_suites_with_changed_text(file: Path, content: bytes) -> None:
     file.write_bytes(content)
@@ -315,7 +312,7 @@ def test_many_suites_with_changed_text(file: Path, content: bytes) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(0)
-@_made(LONG)
+@MANY
 @given(text=changed_tree(MANIFESTS))
 def test_many_manifests_with_changed_values(file: Path, text: str) -> None:
     file.write_text(text, encoding="utf-8")
@@ -324,7 +321,7 @@ def test_many_manifests_with_changed_values(file: Path, text: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(0)
-@_made(LONG)
+@MANY
 @given(content=changed_text(MANIFESTS))
 def test_many_manifests_with_changed_text(file: Path, content: bytes) -> None:
     file.write_bytes(content)

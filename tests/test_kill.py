@@ -232,7 +232,7 @@ def test_a_holder_that_slept_beyond_its_time_discards_what_it_made(toy: Any) -> 
     expected = _undisturbed(toy, suite)
     out = toy.folder / "slept"
     shutil.copytree(toy.folder / "undisturbed/cache", out / "cache")
-    beats = {"BENCH_HEARTBEAT_SECONDS": "0.25", "BENCH_LEASE_SECONDS": "3"}
+    beats = {"BENCH_HEARTBEAT_SECONDS": "0.25", "BENCH_LEASE_SECONDS": "10"}
     running = [_start(toy, suite, out, 1, **beats)]
     try:
         _until(lambda: bool(_holders(out, "training")))

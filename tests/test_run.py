@@ -1,12 +1,13 @@
 """`bench run` from end to end: paired by construction, the same bit for bit, resumable after kill -9."""
 
 import os
-import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pandas as pd
+
+from tests.conftest import started, wait_for
 
 
 def _same(a: dict[str, dict], b: dict[str, dict]) -> None:
@@ -73,13 +74,9 @@ def test_after_kill_9_of_everything_the_same_command_ends_with_the_same_bits(toy
 
     command = [*toy.command("run", suite, "--workers", "2"), "--out", str(toy.folder / "runs")]
     environment = os.environ | {"BENCH_CHECKPOINT_SECONDS": "0.05"}
-    process = subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
-    until = time.monotonic() + 120
-    while not list((toy.folder / "runs").glob("*/checkpoint.pt")) and time.monotonic() < until:
-        time.sleep(0.01)
-    time.sleep(0.3)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with started(command, env=environment, stdout=subprocess.DEVNULL):
+        wait_for(lambda: list((toy.folder / "runs").glob("*/checkpoint.pt")), "a checkpoint")
+        time.sleep(0.3)
     left = list((toy.folder / "runs").glob("*/checkpoint.pt"))
     assert left and len(toy.records()) < 2, "the kill came too late to prove anything"
 
@@ -99,16 +96,11 @@ def test_ctrl_c_keeps_a_checkpoint_and_exits_with_130(toy) -> None:
 def test_an_orphaned_worker_stops(toy) -> None:
     suite = toy.suite("epochs: 2, steps: 4", "epochs: 500, steps: 100")
     command = [*toy.command("run", suite, "--workers", "1"), "--out", str(toy.folder / "runs")]
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
-    until = time.monotonic() + 120
-    while not list((toy.folder / "runs").glob("*/log.txt")) and time.monotonic() < until:
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)  # the parent alone
-    process.wait()
-    until = time.monotonic() + 30
-    while _group(process.pid) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert _group(process.pid) == []
+    with started(command, stdout=subprocess.DEVNULL) as process:
+        wait_for(lambda: list((toy.folder / "runs").glob("*/log.txt")), "a log")
+        process.kill()  # the parent alone
+        process.wait()
+        wait_for(lambda: not _group(process.pid), "the end of the workers", 60)
 
 
 def _group(leader: int) -> list[int]:

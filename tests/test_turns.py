@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,6 +48,7 @@ quick: {cases: 2, epochs: 2, steps: 2}
 
 ACTS = r'''"""Cells whose trainings and evaluations wait for each other."""
 
+import os
 import time
 
 import harness.train
@@ -78,7 +80,7 @@ def _until_others_train(out, own):
         if time.monotonic() > until:
             raise RuntimeError("no other cell is loaded")
         time.sleep(0.01)
-    until = time.monotonic() + 3
+    until = time.monotonic() + float(os.environ.get("ACTS_PATIENCE", LIMIT))
     while time.monotonic() < until and not [p for p in (out / "gate").glob("*.steps") if p.stem != own]:
         time.sleep(0.01)
 
@@ -210,7 +212,10 @@ def test_a_folder_that_is_gone_ends_no_training(tmp_path: Path) -> None:
         assert mine
 
 
-def test_one_evaluates_while_another_trains_with_the_same_bits(acts: Any, tmp_path: Path) -> None:
+def test_one_evaluates_while_another_trains_with_the_same_bits(
+    acts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACTS_PATIENCE", "3")  # it is used up: no other trains
     cells = _cells(tmp_path)
     expected = _plain(cells, tmp_path / "plain")
     out, place = Console(file=io.StringIO(), width=400), Place(tmp_path / "beside", None)
@@ -390,6 +395,37 @@ def test_a_training_that_is_over_needs_no_turn(tmp_path: Path) -> None:
     (cell.eval_folder(place.out) / "record.json").unlink()
     device = Busy(tmp_path / "turns")
     assert run_cell(cell, replace(place, turns=device.turns), stop=device.stop).status == "ok" and device.asked == 0
+
+
+def test_those_that_wait_are_stopped_before_the_one_that_trains(tmp_path: Path) -> None:
+    """It gives its turn back, and they would begin to train."""
+    pool, cell, stopped = runner.Pool(Place(tmp_path, None), ["cpu"] * 3), _cells(tmp_path)[0], []
+
+    def process(slot: int) -> SimpleNamespace:
+        return SimpleNamespace(
+            is_alive=lambda: slot not in stopped, terminate=lambda: stopped.append(slot), join=lambda seconds: None
+        )
+
+    for slot, waits in enumerate([None, 5.0, 5.0]):
+        pool.slots[slot] = runner.Worker(process(slot), runner.mp.Pipe()[0], cell, waits=waits)
+    pool.end(grace=0.0)
+    assert stopped == [1, 2, 0]
+
+
+def test_ctrl_c_while_workers_are_told_to_stop_ends_them_all(tmp_path: Path) -> None:
+    pool, cell, killed = runner.Pool(Place(tmp_path, None), ["cpu"] * 2), _cells(tmp_path)[0], []
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    for slot in range(2):
+        process = SimpleNamespace(
+            is_alive=lambda: True, terminate=interrupted, kill=partial(killed.append, slot), join=lambda *_: None
+        )
+        pool.slots[slot] = runner.Worker(process, runner.mp.Pipe()[0], cell)
+    with pytest.raises(KeyboardInterrupt):
+        pool.end(grace=30.0)
+    assert killed == [0, 1]
 
 
 class Told(runner.Pool):

@@ -86,7 +86,7 @@ class Pool:
         """
         queue = deque(range(len(jobs)))
         while len(self._workers) < min(self._size, len(jobs)):
-            self._workers.append(self._start())
+            self._start(len(self._workers))
         while queue or any(w.job is not None for w in self._workers):
             for worker in self._workers:
                 if queue and worker.job is None:
@@ -102,7 +102,7 @@ class Pool:
                 except (EOFError, OSError):
                     outcome = Failure(f"its process was lost ({cause_of_death(worker.process)})")
                     worker.connection.close()
-                    self._workers[slot] = self._start()
+                    self._start(slot)
                 yield number, outcome
 
     def _give(self, worker: Worker, number: int, task: Callable[[Job], Result], jobs: Sequence[Job]) -> None:
@@ -110,13 +110,14 @@ class Pool:
         with contextlib.suppress(OSError):  # a dead worker shows as the end of its connection, where its job is counted
             worker.connection.send((task, jobs[number]))
 
-    def _start(self) -> Worker:
+    def _start(self, slot: int) -> None:
+        """Start a worker in a slot, replacing a dead one."""
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(theirs,), daemon=True, name="bench-score")
-        with one_thread(), deaf_to_ctrl_c():
+        with one_thread(), deaf_to_ctrl_c():  # a Ctrl-C is heard when the worker is among those that are ended
             process.start()
-        theirs.close()
-        return Worker(process, ours)
+            theirs.close()
+            self._workers[slot : slot + 1] = [Worker(process, ours)]
 
 
 def _serve(connection: Connection) -> None:

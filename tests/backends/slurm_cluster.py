@@ -79,7 +79,7 @@ class Cluster:
                 _kill(pid)
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=180)
 
     def stop(self) -> None:
         for daemon in reversed(self.daemons.values()):
@@ -102,7 +102,7 @@ class Cluster:
             )  # fmt: skip
         self.daemons[name or command[0]] = process
 
-    def _wait(self, ready: object, what: str, seconds: float = 60.0) -> None:
+    def _wait(self, ready: object, what: str, seconds: float = 180.0) -> None:
         until = time.monotonic() + seconds
         while not ready():  # type: ignore[operator]
             dead = [name for name, one in self.daemons.items() if one.poll() is not None]
@@ -144,9 +144,9 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 ReturnToService=2
-SlurmdTimeout=10
-SlurmctldTimeout=10
-KillWait=10
+SlurmdTimeout=300
+SlurmctldTimeout=300
+KillWait=30
 MinJobAge=300
 OverTimeLimit=0
 MaxArraySize=3

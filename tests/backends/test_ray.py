@@ -29,7 +29,7 @@ from harness.plan import Entry  # noqa: E402
 from harness.records import RunRecord, read_record  # noqa: E402
 from harness.suite import load_suite  # noqa: E402
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.ray
 
 LONG = 400.0  # seconds that anything may take on a busy machine
 QUICK = {"RAY_TMPDIR": "", "RAY_USAGE_STATS_ENABLED": "0", "BENCH_CHECKPOINT_SECONDS": "0.05"}
@@ -202,7 +202,7 @@ def _continued(toy: Any, before: int) -> None:
 def test_bad_losses_fail_alone_and_the_others_are_those_of_a_local_run(nodes: TwoNodes, folder: Path, toy: Any) -> None:
     (toy.folder / "mine.py").write_text(LOSSES)
     (toy.folder / "cluster.yaml").write_text(f"address: {nodes.cluster.address}\ntries: 2\n")
-    listed = "losses: ['mine.py:Kills', 'mine.py:Hangs', dice, 'mine.py:Raises', ce]\ntimeout: 40"
+    listed = "losses: ['mine.py:Kills', 'mine.py:Hangs', dice, 'mine.py:Raises', ce]\ntimeout: 120"
     suite = toy.suite("losses: [dice, ce]", listed)
     code, text = _run(toy, suite, "--cluster", str(toy.folder / "cluster.yaml"))
     assert code == 1, text
@@ -211,7 +211,7 @@ def test_bad_losses_fail_alone_and_the_others_are_those_of_a_local_run(nodes: Tw
     assert found == {"Kills": "error", "Hangs": "timeout", "dice": "ok", "Raises": "error", "ce": "ok"}, text
     assert "2 times in a row" in records["Kills"]["message"] and "(1 of 2 tries)" in text
     assert "a mistake in the user's loss (mine.py" in records["Raises"]["message"]
-    assert "not finished after 40 s" in records["Hangs"]["message"]
+    assert "not finished after 120 s" in records["Hangs"]["message"]
     local = _local(toy, suite, "loss=[dc][ie]*")
     for label in ("dice", "ce"):
         _same(records[label], local[label])

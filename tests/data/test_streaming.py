@@ -233,7 +233,10 @@ print(case.blocks["image"].nbytes / 2**20, resident() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_reading_parts_keeps_nothing_of_the_rest(tmp_path: Path) -> None:
-    """400 patches from all over a volume of 128 MB: the process' peak does not grow with what it has touched."""
+    """400 patches from all over a volume of 256 MB: the process' peak does not grow with what it has touched.
+
+    One patch may map 32 MB, where the system keeps files in large pieces.
+    """
     import json
 
     path = tmp_path / "case.npz"
@@ -242,7 +245,7 @@ def test_reading_parts_keeps_nothing_of_the_rest(tmp_path: Path) -> None:
     with path.open("wb") as stream:
         np.savez(
             stream,
-            image=np.ones((1, 128, 512, 512), np.float32),
+            image=np.ones((1, 256, 512, 512), np.float32),
             label=small,
             reference=small,
             meta=np.array(json.dumps(meta)),
@@ -250,4 +253,4 @@ def test_reading_parts_keeps_nothing_of_the_rest(tmp_path: Path) -> None:
     code = FLAT.format(root=str(Path(__file__).parents[2]), path=str(path))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     size, grown = (float(v) for v in done.stdout.split())
-    assert size == 128 and grown < 24
+    assert size == 256 and grown < 64

@@ -172,7 +172,7 @@ def test_memory_that_is_odd_or_must_not_be_written_to_compiles_nothing_anew():
     assert len(kernels.surface.signatures) <= 2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_scan_on_random_volumes(data):
     shape = (*data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=2).map(tuple)), data.draw(st.integers(1, 140)))
@@ -278,7 +278,7 @@ def test_a_row_across_words(window):
         check_distances(np.array([window + 120]), np.array([window + 120 - gap, 300 + window + 119 - gap]), grid)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_distances_on_random_clouds(data):
     shape = tuple(data.draw(st.tuples(*[st.sampled_from([1, 2, 5, 17, 40, 120])] * 3)))

@@ -167,7 +167,7 @@ SMALL = st.integers(2, 3).flatmap(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SMALL, st.sampled_from([(1.0, 1.0, 1.0), (3.0, 0.8, 0.8)]))
 def test_small_masks_agree_and_know_no_side_and_no_place(masks, spacing):
     pred, ref = masks

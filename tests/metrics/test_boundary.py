@@ -28,7 +28,7 @@ def test_band_is_the_mask_without_its_erosion(pair, d):
     assert boundary_iou(pair.pred, pair.ref, d) == by_erosion(pair.pred, pair.ref, d)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.tuples(*[arrays(bool, (7, 9), elements=st.integers(0, 9).map(lambda n: n > 1))] * 2), st.integers(1, 5))
 def test_dense_masks_agree_and_know_no_side_and_no_place(masks, d):
     value = boundary_iou(*masks, d)

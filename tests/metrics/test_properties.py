@@ -20,7 +20,9 @@ DISTANCES = ["hd", "hd95", "asd", "asd_reverse", "assd", "masd"]
 ODD = 1.0345678901  # a tolerance times this is no distance between voxels
 
 few = settings(
-    max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # the fixture is a name
 
 

@@ -284,7 +284,7 @@ def pairs(draw):
     return pred, ref, spacing
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(pairs(), st.floats(0.01, 100))
 def test_properties(pair, factor):
     pred, ref, spacing = pair

@@ -14,6 +14,7 @@ from harness.report import Panel, write_report
 from harness.report.frames import prepare
 from harness.report.page import render
 from harness.report.view import Block, Column, Entry, Head, Row, TableView
+from tests.conftest import wait_for
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -124,7 +125,7 @@ class Browser:
     def close(self):
         self.session = None
         self.call("Browser.close")
-        self.process.wait(timeout=20)
+        self.process.wait(timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -337,8 +338,7 @@ def test_the_wheel_scrolls_the_page_over_a_drawing_without_focus(browser, url):
     at = browser.at(STAGE)
     before = browser.js("scrollY")
     browser.mouse("mouseWheel", at, deltaX=0, deltaY=100)
-    browser.js("new Promise(done => setTimeout(done, 300))")
-    assert browser.js("scrollY") > before
+    wait_for(lambda: browser.js("scrollY") > before, "the page to scroll", 60)
 
 
 VIEW = "#qualitative [data-dataset=synapse] .viewer"

@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +24,7 @@ from harness.records import read_rows
 from harness.scoring.folders import score_folders
 from harness.scoring.images import read_labels
 from harness.scoring.pool import Failure, Pool
+from tests.conftest import started
 
 
 @pytest.fixture
@@ -193,6 +193,43 @@ def test_what_a_task_raises_is_its_failure() -> None:
     assert large == {0: Failure("out of memory (no reason given)"), 1: bytes(2)}
 
 
+def test_ctrl_c_while_a_process_starts_is_not_lost_and_ends_it(monkeypatch) -> None:
+    kind, started = multiprocessing.get_context("forkserver").Process, []
+    begin = kind.start
+
+    def start(process) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        begin(process)
+        started.append(process)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), Pool(1) as pool:
+            monkeypatch.setattr(kind, "start", start)
+            list(pool.run(bytes, [1]))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [p.exitcode for p in started] == [-signal.SIGKILL] and multiprocessing.active_children() == []
+
+
+# Says when the first case is with a process.
+SCORE = """
+import sys
+from harness.cli import main
+from harness.scoring.pool import Pool
+
+give = Pool._give
+
+def told(pool, worker, number, task, jobs):
+    give(pool, worker, number, task, jobs)
+    if isinstance(jobs[number], tuple):
+        print("given", flush=True)
+
+Pool._give = told
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def test_ctrl_c_ends_with_a_message_and_writes_nothing(tmp_path: Path) -> None:
     pred = np.random.default_rng(0).integers(0, 3, (60, 200, 200)).astype(np.uint8)
     for number in range(30):
@@ -202,23 +239,11 @@ def test_ctrl_c_ends_with_a_message_and_writes_nothing(tmp_path: Path) -> None:
                 os.link(tmp_path / folder / "c0.mha", path)
             else:
                 write(path, pred)
-    command = [sys.executable, "-m", "harness", "score", "pred", "ref", "--labels", "a=1,b=2", "--out", "rows.csv"]
-    run = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # a suite of tests that was started in the background hands on that Ctrl-C is ignored
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    try:
-        time.sleep(5)
-        assert run.poll() is None
+    command = [sys.executable, "-c", SCORE, "score", "pred", "ref", "--labels", "a=1,b=2", "--out", "rows.csv"]
+    with started(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None and run.stdout.readline() == "given\n"
         os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to the whole group
-        _, errors = run.communicate(timeout=60)
-    finally:
-        run.kill()
+        _, errors = run.communicate(timeout=120)
     assert run.returncode == 130 and not (tmp_path / "rows.csv").exists()
     assert re.fullmatch(
         r"bench: interrupted; (no case was|\d+ of 30 cases were) measured and nothing was written\.\n", errors

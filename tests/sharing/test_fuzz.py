@@ -58,7 +58,7 @@ def believed(path: Path) -> Archive | None:
             target.rmdir()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_bytes_of_a_zip_file(folder: Path, data: st.DataObject) -> None:
     whole = bytearray((folder / "a.zip").read_bytes())
@@ -82,7 +82,7 @@ def test_every_cut_is_noticed(folder: Path) -> None:
         assert believed(folder / "b.zip") is None, cut
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(names=st.lists(st.text(max_size=20) | st.sampled_from(PLACES), max_size=4), data=st.binary(max_size=50))
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_names_in_a_zip_file(folder: Path, names: list[str], data: bytes) -> None:
@@ -111,7 +111,7 @@ def changed(raw: Any, path: tuple[Any, ...], new: Any) -> Any:
     return raw
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_values_of_a_record_whose_digest_is_right(folder: Path, data: st.DataObject) -> None:
     files = contents_of(folder / "a.zip")
@@ -132,7 +132,7 @@ def test_values_of_a_record_whose_digest_is_right(folder: Path, data: st.DataObj
         assert found["data"] | {"val": []} == CELL.data and isinstance(found["data"]["val"], list)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_text_of_a_table_whose_digest_is_right(folder: Path, data: st.DataObject) -> None:
     files = contents_of(folder / "a.zip")

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +15,7 @@ from harness.clean import find
 from harness.cli import main
 from harness.plan import counts
 from harness.seeds import TUNING_SEED
-from tests.conftest import MANIFEST, Toy
-
-pytestmark = pytest.mark.timeout(900)  # three runs in the first test's setup
+from tests.conftest import MANIFEST, Toy, started, wait_for
 
 SUITE = """\
 suite: planted
@@ -61,12 +56,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     assert "4 cells, 0 done, 4 to run; up to 8 trials of 2 studies before them" in whole.stdout
 
     command = [*toy.command("run", suite, "--workers", "2"), "--out", str(toy.folder / "runs")]
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
-    until = time.monotonic() + 200
-    while len(list((toy.folder / "runs").glob("*/*/record.json"))) < 3 and time.monotonic() < until:
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with started(command, stdout=subprocess.DEVNULL):
+        wait_for(lambda: len(list((toy.folder / "runs").glob("*/*/record.json"))) >= 3, "three records")
     before = _records(toy.folder / "runs")
     assert 3 <= len(before) < 12, "the kill came too late to prove anything"
     again = toy.bench("run", suite, "--workers", "1")  # another number of workers, too

@@ -33,7 +33,7 @@ from harness.fused import train, train_one
 from harness.loss_scores import loss_scores
 from harness.losses.build import build_loss
 from harness.losses.prepared import prepare_loss
-from harness.machine import die_with_parent, empty_cache, environment, named, peak, reset_peak, settle
+from harness.machine import die_with_parent, empty_cache, environment, named, out_of_memory, peak, reset_peak, settle
 from harness.metrics.engines import check_engine
 from harness.models.build import build_model, digest, digest_of_state
 from harness.models.weights import load_initial
@@ -175,14 +175,12 @@ def _attempt(cell: Cell, place: Place, cases: Cases, report: Report, stop: Calla
         return _record(cell, "interrupted", "stopped before its end; the same command continues it")
     except BenchError as error:
         return _record(cell, "error", str(error))
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        return _out_of_memory(cell, place, error)
     except OSError as error:
         log(lease.folder, traceback.format_exc())
         return _record(cell, "error", os_sentence(error))
     except Exception as error:  # whatever a user's loss raises fails its cell and no other
         log(lease.folder, traceback.format_exc())
-        if "can't allocate memory" in str(error):  # the CPU allocator has no exception class of its own
+        if out_of_memory(error):
             return _out_of_memory(cell, place, error)
         return _record(cell, "error", f"{type(error).__name__}: {_first_line(error)} ({_where(error)})")
 

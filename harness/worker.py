@@ -90,7 +90,7 @@ def run_group(
         cells: The cells, of distinct trainings.
         place: As in `run_cell`.
         cases: As in `run_cell`.
-        report: Told of the group's progress, once for all cells.
+        report: Told of the group's progress, once for all cells that train together.
         stop: As in `run_cell`.
         fresh: `eval_id` of the cells for which what is there is forgotten.
 
@@ -116,6 +116,7 @@ def run_group(
                 yield ended.value
         for trainer, error in train([*courses], lambda t, text: log(t.cell.folder(place.out), text)):
             yield _record_of(courses.pop(trainer), error)
+            told = -1  # those that did not train with it have their training before them
 
 
 def _record_of(course: Course, error: Exception | None) -> RunRecord:

@@ -147,8 +147,7 @@ def _course(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callab
             log(folder, f"taken over from {lease.before}, which is gone or silent")
         try:
             if fresh:
-                for path in (cell.eval_folder(place.out), folder / "train.json", folder / "checkpoint.pt"):
-                    lease.remove(path)
+                _forget(cell, place, lease)
             if (done := finished(cell, place.out)) is not None:
                 return done
             record = yield from _attempt(cell, place, cases, report, lambda: stop() or lease.lost, lease)
@@ -160,6 +159,23 @@ def _course(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callab
             return _record(cell, "interrupted", HELD)
         except OSError as error:
             return _record(cell, "error", os_sentence(error))
+
+
+def _forget(cell: Cell, place: Place, lease: Lease) -> None:
+    """Remove what is there of a cell that is to be made again.
+
+    A training that is newer than the cell's record was made again for another evaluation of it, whose record rests on
+    it and on its curve: that one stays, if it is of the sources as they are.
+    """
+    known, trained = (record_at(p) for p in (cell.eval_folder(place.out) / "record.json", lease.folder / "train.json"))
+    lease.remove(cell.eval_folder(place.out))
+    if known is not None and trained is not None:
+        newer = not trained.cost.items() <= known.cost.items()
+        if newer and all(trained.sources.get(part) == cell.sources[part] for part in ("loss", "model")):
+            log(lease.folder, "the training was made again for another evaluation since; this one is made of it")
+            return
+    for name in ("train.json", "checkpoint.pt"):
+        lease.remove(lease.folder / name)
 
 
 def _attempt(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callable[[], bool], lease: Lease) -> Course:
@@ -226,6 +242,8 @@ def _run(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callable[
 def _trained(folder: Path, model: torch.nn.Module) -> RunRecord | None:
     """The record of a training that is whole, with its weights in the model; else None and a line in the log.
 
+    One that diverged has no weights.
+
     Raises:
         OSError: The system refuses to read a file, which says nothing of its content.
     """
@@ -235,11 +253,11 @@ def _trained(folder: Path, model: torch.nn.Module) -> RunRecord | None:
             return None
         if (record := record_at(path)) is None:
             raise BenchError(f"{path}: damaged.")
-        if record.status != "ok":
-            return None
         curve = (folder / "curve.csv").read_bytes()
         if hashlib.sha256(curve).hexdigest() != record.files.get("curve.csv", hashlib.sha256(curve).hexdigest()):
             raise BenchError(f"{folder / 'curve.csv'}: its SHA-256 is not that in train.json.")
+        if record.status != "ok":
+            return record
         weights = _weights(folder / "weights.pt")
         if digest_of_state(weights) != record.weights:
             raise BenchError(f"{folder / 'weights.pt'}: its SHA-256 is not that in train.json.")

@@ -88,8 +88,8 @@ def settle(device: str) -> None:
         # operations without a deterministic form warn
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
-        # float32 is float32: TF32 has 10 bits of mantissa, and is torch's default in convolutions alone. The newer
-        # names of these two flags are not in all torches that are allowed, and their use makes these raise.
+        # float32 is float32: TF32 has 10 bits of mantissa, and is torch's default in convolutions alone. Not by the
+        # newer `fp32_precision`: older torches have none, and torch refuses to read these flags once that is set.
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
 

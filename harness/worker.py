@@ -225,13 +225,13 @@ def _run(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callable[
         record = replace(record, train_id=cell.train_id, cell=cell.described(), tuned=tuned.told)
         record.write(lease.folder / "train.json", lease.write)
         lease.remove(lease.folder / "checkpoint.pt")
+    record = replace(record, eval_id=cell.eval_id, cell=cell.described())  # the training can be of another evaluation
     if record.status != "ok":
-        return replace(record, eval_id=cell.eval_id)
+        return record
     folder = lease.stage / cell.eval_id
     seconds, tested, rows = evaluate_cell(cell, place, cases, manifest, model, scores, folder)
     return replace(
         record,
-        eval_id=cell.eval_id,
         cost=record.cost | {"eval_s": seconds},
         fingerprints=record.fingerprints | {"test_data": tested},
         files=record.files | {"cases.csv": rows},

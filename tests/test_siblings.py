@@ -46,6 +46,7 @@ def _both(place: Place) -> tuple[Suite, Suite]:
 def _run(cell: Cell, place: Place, fresh: bool = False) -> RunRecord:
     record = run_cell(cell, place, fresh=fresh)
     assert record.status == "ok", record.message
+    assert record.cell == cell.described(), "its own, whoever trained"
     return record
 
 
@@ -102,3 +103,15 @@ def test_a_later_training_of_an_older_source_is_made_anew(place: Place) -> None:
     replace(trained, sources=trained.sources | {"loss": "as it was"}).write(path)
     record = _run(first, place, fresh=True)
     assert _trainings(first, place) == 3 and record.sources["loss"] == first.loss_digest
+
+
+def test_a_training_that_diverged_is_not_made_again_for_another_evaluation(place: Place) -> None:
+    first, second = (suite.cells[0] for suite in _both(place))
+    _run(first, place)
+    path = first.folder(place.out) / "train.json"
+    trained = record_at(path)
+    assert trained is not None
+    replace(trained, status="diverged", message="the training loss was not a finite number").write(path)
+    record = run_cell(second, place)
+    assert (record.status, record.eval_id) == ("diverged", second.eval_id)
+    assert record.cell["metrics"] == ["dice", "iou"] and _trainings(first, place) == 1

@@ -20,19 +20,23 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from subprocess import CalledProcessError
 
 import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit
-from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
+from torch._inductor.exc import CppCompileError, InvalidCxxCompiler, TritonMissing
 
 from harness.errors import BenchError
-from harness.fused import out_of_memory, tensors_of
-from harness.machine import empty_cache, reset_peak
+from harness.fused import tensors_of
+from harness.machine import empty_cache, out_of_memory, reset_peak
 from harness.models.output import Output
 from harness.train import Trainer
 
 KEPT = 6  # networks whose code a process keeps; torch gives up at 8 of one class
+
+# What a compiler raises for want of something, and not of a network: a compiler, a library, space.
+WANTING = (OSError, CalledProcessError, CppCompileError, InvalidCxxCompiler, TritonMissing)
 
 _kept: set[str] = set()
 
@@ -125,10 +129,9 @@ def compare(trainer: Trainer, compiler: Callable[[nn.Module], Callable[[Tensor],
     except Exception as error:  # of a compiler many kinds
         if out_of_memory(error):
             raise
-        if isinstance(error, BackendCompilerFailed) and isinstance(
-            error.inner_exception, (OSError, MemoryError, CppCompileError, InvalidCxxCompiler)
-        ):
-            raise BenchError(f"the network cannot be compiled for now: {_first_line(error.inner_exception)}.") from None
+        within = error.inner_exception if isinstance(error, BackendCompilerFailed) else error
+        if isinstance(within, WANTING):
+            raise BenchError(f"the network cannot be compiled for now: {_first_line(within)}.") from None
         raise Fault(_first_line(error)) from None
     near = {"outputs": OUTPUTS, "gradients": GRADIENTS, "running statistics": OUTPUTS}
     for kind, tensors in theirs.items():

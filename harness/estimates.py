@@ -38,7 +38,7 @@ class Estimates:
         self._peaks: dict[Any, float] = {}
         self.known = 0
         for record in records:
-            if record.status != "ok" or not _matches(record, gpu) or record.environment.get("fused_cells", 1) != 1:
+            if record.status != "ok" or not _matches(record, gpu) or record.environment.get("engine") == "fused":
                 continue
             told, cost = record.cell, record.cost
             with suppress(KeyError, TypeError, ZeroDivisionError):  # a record from elsewhere can lack anything

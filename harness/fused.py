@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -28,8 +29,9 @@ from torch.func import functional_call, vmap
 
 from harness.data.augment import Batch
 from harness.losses.needs import MODEL_NEEDS
+from harness.machine import out_of_memory
 from harness.models.output import Output
-from harness.train import Stopped, Trainer, training_loop
+from harness.train import Stopped, Trainer, in_host_memory, training_loop
 
 Log = Callable[[Trainer, str], None]
 
@@ -69,6 +71,7 @@ def train(trainers: Sequence[Trainer], log: Log = lambda trainer, text: None) ->
         ended = _ending(group.run)
         if isinstance(ended, Unfusable):
             for trainer in members:
+                trainer.model.to(memory_format=trainer.layout)  # type: ignore[call-overload]  # stacking took it
                 trainer.engine = {"engine": "single", "engine_note": str(ended), "instead_of": "fused"}
                 log(trainer, f"trained alone: {ended}")
             queue.appendleft(members)
@@ -112,11 +115,6 @@ def train_one(trainer: Trainer, engine: str = "single", log: Log = lambda traine
         for _, error in train([trainer]):
             if error is not None:
                 raise error
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; the CPU's allocator has no exception class of its own."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def _ending(run: Callable[[], object]) -> Exception | None:
@@ -209,7 +207,7 @@ class Group:
         asked = [m for m in self.alive if m.hooks.stop()]
         everyone = len(asked) == len(self.alive)
         for member in list(self.alive if everyone or self.alive[0].due() else asked):
-            with self._guard(member):
+            with self._guard(member), self._waited_for(member):
                 member.keep()
         if everyone:
             raise Stopped
@@ -223,18 +221,27 @@ class Group:
             return
         if self._stacked != self.alive:
             self._stack()
-        before = {n: b.clone() for n, b in self._buffers.items()} if self.steps == 0 else {}
-        at = self.alive[0].progress.step
-        try:
+        if self.steps == 0 and len(self.alive) > 1:
+            self._first_step()
+        else:
             self._step()
-        except Exception:  # a pass without a step leaves no trace in running statistics
-            for name, values in before.items():
-                for part, value, member in zip(self._buffers[name], values, self.alive, strict=True):
-                    if member.progress.step == at:
-                        part.copy_(value)
-            raise
         self._drop_failed()
         self.steps += 1
+
+    def _first_step(self) -> None:
+        """A step that leaves no trace in cells that did not come to its end: smaller groups make it again."""
+        at = self.alive[0].progress.step
+        kept = [member.movable() for member in self.alive]
+        buffers = in_host_memory(self._buffers)  # not all of them are in a state
+        try:
+            self._step()
+        except Exception:
+            for k, (member, state) in enumerate(zip(self.alive, kept, strict=True)):
+                if member.progress.step == at:
+                    member.move_back(state)
+                    for name, whole in buffers.items():
+                        self._buffers[name][k].copy_(whole[k])
+            raise
 
     def _step(self) -> None:
         lead = self.alive[0]
@@ -255,18 +262,21 @@ class Group:
         lead = self.alive[0]
         with lead.precision():
             given = self._pass(batch.image.contiguous(), self._buffers)
-        chance = _state(lead.device)
+        chance = _chance(lead.device)
         slopes: dict[str, Tensor] = {}
         for k, member in enumerate(self.alive):
             if member in self.failed:
                 continue
             with self._guard(member):
-                _restore(chance, member.device)  # a loss that draws, draws as it would alone
+                _set_chance(chance, lead.device)  # a loss that draws, draws as it would alone
                 leaves = {name: v[k].detach().requires_grad_(v.requires_grad) for name, v in given.items()}
                 member.learn(_output(leaves, self._head(member)), batch, number, found[member])
                 for name, leaf in leaves.items():
                     if leaf.grad is not None:
-                        slopes.setdefault(name, torch.zeros_like(given[name]))[k] = leaf.grad
+                        if name not in slopes:
+                            slopes[name] = torch.zeros_like(given[name])
+                        slopes[name][k] = leaf.grad
+        _set_chance(chance, lead.device)  # the masks of the next part are of no loss
         if not slopes:
             return
         learning = [w for w in self._weights.values() if w.requires_grad]
@@ -279,12 +289,17 @@ class Group:
                     parameter.grad = own if parameter.grad is None else parameter.grad + own
 
     def end_epoch(self, epoch: int) -> None:
-        """Each ends its epoch; those that diverged or are through leave."""
-        for member in list(self.alive):
-            with self._guard(member):
-                member.end_epoch(epoch)
-            if member not in self.failed and member.epoch() is None:
-                self._leave(member)
+        """All end their epoch, each with the same share of the time; those that diverged or are through leave."""
+        ended: list[Trainer] = []
+        try:
+            for member in list(self.alive):
+                with self._guard(member), self._waited_for(member):
+                    member.end_epoch(epoch)
+                    ended.append(member)
+        finally:  # where memory runs out for one, those before it have come to their end
+            for member in ended:
+                if member.epoch() is None:
+                    self._leave(member)
         self._drop_failed()
 
     def finish(self) -> None:
@@ -298,6 +313,7 @@ class Group:
 
     def _drop_failed(self) -> None:
         for member in [m for m in self.alive if m in self.failed]:
+            traceback.clear_frames(self.failed[member].__traceback__)  # they hold what all networks gave
             self._release(member)
             self._remove(member)
 
@@ -308,6 +324,18 @@ class Group:
         for other in self.alive:
             other.tally(now)
             other.share(len(self.alive), now)
+
+    @contextlib.contextmanager
+    def _waited_for(self, member: Trainer) -> Iterator[None]:
+        """What one does beside training takes the time of all: each has its share of it, as of the seconds."""
+        before = member.progress.aside
+        try:
+            yield
+        finally:
+            share = (member.progress.aside - before) / len(self.alive)
+            member.progress.aside = before
+            for each in self.alive:
+                each.progress.aside += share
 
     @contextlib.contextmanager
     def _guard(self, member: Trainer) -> Iterator[None]:
@@ -380,7 +408,7 @@ class Group:
             Unfusable: It is refused, or gives something else.
         """
         lead = self.alive[0]
-        image = lead.draw().image.contiguous()
+        image = lead.draw().parts(lead.accumulate)[0].image.contiguous()
         try:
             copies = {name: b.clone() for name, b in self._buffers.items()}
             with lead.precision(), torch.no_grad():
@@ -449,12 +477,12 @@ def _buffer(module: nn.Module, key: str) -> Tensor:
     return buffer
 
 
-def _state(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+def _chance(device: torch.device) -> list[Tensor]:
+    """The states of the global generators: the host's, and that of a GPU."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
-def _restore(state: Tensor, device: torch.device) -> None:
-    if device.type == "cuda":
+def _set_chance(states: Sequence[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
         torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)

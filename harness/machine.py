@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import platform
+import re
 import resource
 import signal
 import sys
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+# The CPU's allocator, the CUDA runtime, and libraries that allocate by themselves: cuBLAS, cuSOLVER, cuDNN, cuFFT.
+_NO_MEMORY = re.compile(r"can't allocate memory|CUDA error: out of memory|\bCU[A-Z]+_(\w+_)?ALLOC(ATION)?_FAILED\b")
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -58,6 +62,16 @@ def peak(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: torch has a class for its GPU allocator alone, and wraps what a compiler met."""
+    within = (error.__cause__, getattr(error, "inner_exception", None))
+    return (
+        isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        or _NO_MEMORY.search(str(error)) is not None
+        or any(isinstance(one, BaseException) and out_of_memory(one) for one in within)
+    )
+
+
 def empty_cache(device: str) -> None:
     """Give the memory of a GPU back that this process holds and does not use, for other processes on it."""
     if device.startswith("cuda"):
@@ -74,6 +88,10 @@ def settle(device: str) -> None:
         # operations without a deterministic form warn
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
+        # float32 is float32: TF32 has 10 bits of mantissa, and is torch's default in convolutions alone. Not by the
+        # newer `fp32_precision`: older torches have none, and torch refuses to read these flags once that is set.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def die_with_parent() -> None:

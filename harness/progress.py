@@ -113,13 +113,15 @@ class RunProgress:
             self._waited[slot] += time.monotonic() - self._waits.pop(slot)
         self._bars.update(self._tasks[slot], note="waiting" if waits else "training")
 
-    def put_off(self, slot: int, rest: int = 0) -> tuple[float, float]:
+    def put_off(self, slot: int, rest: int = 0, together: int | None = None) -> tuple[float, float]:
         """A cell goes back to where it waited, or its process died; returns its weight and when it began.
 
-        Of a group with `rest` more cells it takes its share, or all where their training is over.
+        Of a group with `rest` more cells it takes its share, and where its training is over that of those that trained
+        `together` with it: by default all.
         """
         whole, _, began = self._running.pop(slot, (1.0, 0.0, time.monotonic()))
-        weight = whole if slot in self._trained else whole / (1 + rest)
+        over = (together or 1 + rest) if slot in self._trained else 1
+        weight = whole * min(1.0, over / (1 + rest))
         self._rest[slot] = whole - weight
         if slot in self._tasks:
             self._bars.remove_task(self._tasks.pop(slot))
@@ -134,7 +136,9 @@ class RunProgress:
 
     def finished(self, slot: int, title: str, record: RunRecord, rest: int = 0) -> None:
         """A cell ended, well or not; `rest` more of its group have not."""
-        weight, began = self.put_off(slot, rest)
+        # a group can train in parts, one after the other; a cell that failed does not say with how many
+        together = int(record.environment.get("fused_cells", 1)) if record.environment else None
+        weight, began = self.put_off(slot, rest, together)
         self._done += 1
         self._worked += weight
         self._states[record.status] += 1

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.errors import BenchError
-from harness.records import RunRecord, read_record, write_atomic
+from harness.records import RunRecord, read_record, record_at, write_atomic
 
 VERSION = 1  # of both files; raised when their content or what is read from the sources changes
 # A file this young could change again without a new time of change: it is read again next time.
@@ -131,6 +131,10 @@ class Sheet:
                 raise ValueError(f"{name}: codes without a text")
 
 
+class OtherTraining(Exception):
+    """A curve that is whole, and of another training than the record."""
+
+
 class Codes(dict[str, int]):
     """Text to number, in order of first appearance."""
 
@@ -185,6 +189,12 @@ def refresh(
             if source.digest:
                 notes.append(f"LEFT OUT: {source.path} is not there; remove the record to run the cell again.")
             continue
+        except OtherTraining:
+            notes.append(
+                f"LEFT OUT: {source.path} is of a later training than the record, made again for another evaluation of "
+                "it; remove the record to measure that training."
+            )
+            continue
         except (OSError, ValueError, csv.Error) as error:
             notes.append(f"LEFT OUT: {source.path} is damaged ({error}).")
             for name, size in sizes.items():  # what it brought in was not checked to its end
@@ -232,12 +242,20 @@ def _stamp(status: os.stat_result) -> Stamp:
 
 
 def _read(path: str, digest: str) -> tuple[Stamp, str]:
-    """A file as it is now, and the stamp of just that content."""
+    """A file as it is now, and the stamp of just that content.
+
+    Raises:
+        OtherTraining: It is not that of the record, but that of the training beside it.
+        ValueError: It is neither.
+    """
     with open(path, "rb") as stream:
         status = os.fstat(stream.fileno())
         young = status.st_mtime_ns > time.time_ns() - YOUNG_NS
         content = stream.read()
-    if digest and hashlib.sha256(content).hexdigest() != digest:
+    if digest and (found := hashlib.sha256(content).hexdigest()) != digest:
+        training = record_at(Path(path).with_name("train.json"))
+        if training is not None and training.files.get(os.path.basename(path)) == found:
+            raise OtherTraining
         raise ValueError("its SHA-256 is not that in the record; remove the record to run the cell again")
     return _CHANGED if young else _stamp(status), content.decode("utf-8")
 

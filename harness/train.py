@@ -6,11 +6,12 @@ Every random stream is keyed by (seed, step), so a checkpoint needs no history t
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -415,12 +416,28 @@ class Trainer:
         if stop:
             raise Stopped
 
+    def movable(self) -> dict[str, Any]:
+        """A copy, in host memory, of all that a step moves."""
+        return {
+            "trained": in_host_memory(self.trained.state_dict()),
+            "loss": in_host_memory(self.loss.state_dict()),
+            "optimizer": in_host_memory(self.optimizer.state_dict()),
+        }
+
+    def move_back(self, state: dict[str, Any]) -> None:
+        """Undo a step that did not come to its end, with what `movable` gave before it."""
+        self.trained.load_state_dict(state["trained"])
+        self.loss.load_state_dict(state["loss"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
     def due(self) -> bool:
         """Whether the last checkpoint is old; cells that step together write theirs in turn, and less often."""
         return time.monotonic() - self._saved > CHECKPOINT_SECONDS * self.sharing
 
     def keep(self) -> None:
         """Write the checkpoint."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # steps that are queued are training; the file waits for them anyway
         began = time.monotonic()
         self.tally()
         self.progress.targets += self.targets.read()
@@ -468,6 +485,17 @@ class Trainer:
         # the optimizer's step counters stay on the CPU, where reading them waits for nothing
         self.progress.sums = {k: v.to(self.device) for k, v in self.progress.sums.items()}
         return True
+
+
+def in_host_memory(value: Any) -> Any:
+    """A copy of a state, its tensors on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: in_host_memory(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [in_host_memory(part) for part in value]
+    return copy.deepcopy(value)
 
 
 def _own(value: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from harness.fused import train, train_one
 from harness.loss_scores import loss_scores
 from harness.losses.build import build_loss
 from harness.losses.prepared import prepare_loss
-from harness.machine import die_with_parent, empty_cache, environment, named, peak, reset_peak
+from harness.machine import die_with_parent, empty_cache, environment, named, out_of_memory, peak, reset_peak
 from harness.metrics.engines import check_engine
 from harness.models.build import build_model, digest, digest_of_state
 from harness.models.weights import load_initial
@@ -90,7 +90,7 @@ def run_group(
         cells: The cells, of distinct trainings.
         place: As in `run_cell`.
         cases: As in `run_cell`.
-        report: Told of the group's progress, once for all cells.
+        report: Told of the group's progress, once for all cells that train together.
         stop: As in `run_cell`.
         fresh: `eval_id` of the cells for which what is there is forgotten.
 
@@ -116,6 +116,7 @@ def run_group(
                 yield ended.value
         for trainer, error in train([*courses], lambda t, text: log(t.cell.folder(place.out), text)):
             yield _record_of(courses.pop(trainer), error)
+            told = -1  # those that did not train with it have their training before them
 
 
 def _record_of(course: Course, error: Exception | None) -> RunRecord:
@@ -146,8 +147,7 @@ def _course(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callab
             log(folder, f"taken over from {lease.before}, which is gone or silent")
         try:
             if fresh:
-                for path in (cell.eval_folder(place.out), folder / "train.json", folder / "checkpoint.pt"):
-                    lease.remove(path)
+                _forget(cell, place, lease)
             if (done := finished(cell, place.out)) is not None:
                 return done
             record = yield from _attempt(cell, place, cases, report, lambda: stop() or lease.lost, lease)
@@ -159,6 +159,23 @@ def _course(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callab
             return _record(cell, "interrupted", HELD)
         except OSError as error:
             return _record(cell, "error", os_sentence(error))
+
+
+def _forget(cell: Cell, place: Place, lease: Lease) -> None:
+    """Remove what is there of a cell that is to be made again.
+
+    A training that is newer than the cell's record was made again for another evaluation of it, whose record rests on
+    it and on its curve: that one stays, if it is of the sources as they are.
+    """
+    known, trained = (record_at(p) for p in (cell.eval_folder(place.out) / "record.json", lease.folder / "train.json"))
+    lease.remove(cell.eval_folder(place.out))
+    if known is not None and trained is not None:
+        newer = not trained.cost.items() <= known.cost.items()
+        if newer and all(trained.sources.get(part) == cell.sources[part] for part in ("loss", "model")):
+            log(lease.folder, "the training was made again for another evaluation since; this one is made of it")
+            return
+    for name in ("train.json", "checkpoint.pt"):
+        lease.remove(lease.folder / name)
 
 
 def _attempt(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callable[[], bool], lease: Lease) -> Course:
@@ -175,14 +192,12 @@ def _attempt(cell: Cell, place: Place, cases: Cases, report: Report, stop: Calla
         return _record(cell, "interrupted", "stopped before its end; the same command continues it")
     except BenchError as error:
         return _record(cell, "error", str(error))
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        return _out_of_memory(cell, place, error)
     except OSError as error:
         log(lease.folder, traceback.format_exc())
         return _record(cell, "error", os_sentence(error))
     except Exception as error:  # whatever a user's loss raises fails its cell and no other
         log(lease.folder, traceback.format_exc())
-        if "can't allocate memory" in str(error):  # the CPU allocator has no exception class of its own
+        if out_of_memory(error):
             return _out_of_memory(cell, place, error)
         return _record(cell, "error", f"{type(error).__name__}: {_first_line(error)} ({_where(error)})")
 
@@ -210,13 +225,13 @@ def _run(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callable[
         record = replace(record, train_id=cell.train_id, cell=cell.described(), tuned=tuned.told)
         record.write(lease.folder / "train.json", lease.write)
         lease.remove(lease.folder / "checkpoint.pt")
+    record = replace(record, eval_id=cell.eval_id, cell=cell.described())  # the training can be of another evaluation
     if record.status != "ok":
-        return replace(record, eval_id=cell.eval_id)
+        return record
     folder = lease.stage / cell.eval_id
     seconds, tested, rows = evaluate_cell(cell, place, cases, manifest, model, scores, folder)
     return replace(
         record,
-        eval_id=cell.eval_id,
         cost=record.cost | {"eval_s": seconds},
         fingerprints=record.fingerprints | {"test_data": tested},
         files=record.files | {"cases.csv": rows},
@@ -227,6 +242,8 @@ def _run(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callable[
 def _trained(folder: Path, model: torch.nn.Module) -> RunRecord | None:
     """The record of a training that is whole, with its weights in the model; else None and a line in the log.
 
+    One that diverged has no weights.
+
     Raises:
         OSError: The system refuses to read a file, which says nothing of its content.
     """
@@ -236,11 +253,11 @@ def _trained(folder: Path, model: torch.nn.Module) -> RunRecord | None:
             return None
         if (record := record_at(path)) is None:
             raise BenchError(f"{path}: damaged.")
-        if record.status != "ok":
-            return None
         curve = (folder / "curve.csv").read_bytes()
         if hashlib.sha256(curve).hexdigest() != record.files.get("curve.csv", hashlib.sha256(curve).hexdigest()):
             raise BenchError(f"{folder / 'curve.csv'}: its SHA-256 is not that in train.json.")
+        if record.status != "ok":
+            return record
         weights = _weights(folder / "weights.pt")
         if digest_of_state(weights) != record.weights:
             raise BenchError(f"{folder / 'weights.pt'}: its SHA-256 is not that in train.json.")

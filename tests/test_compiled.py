@@ -6,12 +6,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import BackendCompilerFailed
+from torch._inductor.exc import InductorError, TritonMissing
 
 from harness import compiled
 from harness.api import load_suite, run
@@ -20,6 +21,7 @@ from harness.compiled import GRADIENTS, OUTPUTS, Fault, compare, compiled_pass, 
 from harness.engine import Engine
 from harness.errors import BenchError
 from harness.fused import train, train_one
+from harness.machine import out_of_memory
 from harness.models.build import digest
 from harness.models.output import Output
 from harness.train import Hooks, Stopped, Trainer
@@ -231,20 +233,33 @@ def test_how_far_is_too_far() -> None:
     assert same(counts, counts | {"mean": torch.tensor([0.1001])}, OUTPUTS[False]) is None
 
 
+@pytest.mark.parametrize(
+    ("lacks", "words"),
+    [
+        (InductorError(OSError(28, "No space left on device"), None), "cannot be compiled for now: .*No space left"),
+        (InductorError(CalledProcessError(1, "gcc"), None), "cannot be compiled for now: .*gcc"),
+        (TritonMissing(None), "cannot be compiled for now: .*triton"),
+        (InductorError(torch.OutOfMemoryError("CUDA out of memory"), None), "CUDA out of memory"),
+    ],
+)
 def test_a_compiler_that_lacks_something_is_an_error_and_no_property_of_the_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lacks: Exception, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = trainer_of(toy_cell(tmp_path), loss_of("ce"), _unet())
 
     def compiler(network: nn.Module) -> Callable[[Tensor], Output]:
         def full(image: Tensor) -> Output:
-            raise BackendCompilerFailed(compiler, OSError(28, "No space left on device"), None)
+            raise lacks
 
         return full
 
     monkeypatch.setattr("harness.compiled.compiled_pass", compiler)
-    with pytest.raises(BenchError, match=r"cannot be compiled for now: .*No space left"):
+    with pytest.raises((BenchError, InductorError), match=words) as raised:
         train_one(trainer, "compiled")
+    assert isinstance(raised.value, BenchError) != out_of_memory(raised.value)
+
+
+def test_a_compiler_is_looked_for_before_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(BenchError, match=r"no C\+\+ compiler no-such-compiler"):
         Engine("compiled").check()

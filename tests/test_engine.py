@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
 
+from harness import progress
 from harness.api import load_suite, plan, run
 from harness.cell import Cell, Place
 from harness.checkpoints import write_checkpoint
 from harness.engine import Engine, check_engines, engine_notes
 from harness.errors import BenchError
+from harness.fused import Group
 from harness.order import Queue
 from harness.plan import Entry
 from harness.records import RunRecord, read_rows
@@ -182,6 +189,46 @@ def test_a_group_makes_the_records_of_its_cells(cells: list[Cell], tmp_path: Pat
         assert sizes[0] == sizes[1], "a file holds one network, not the group"
         assert next(run_group([cell], place)).weights == record.weights, "a finished cell is returned as it is"
         assert run_cell(cell, place).weights == record.weights
+
+
+def test_the_parts_of_a_group_report_and_count_as_training_each(
+    cells: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, original = [0.0], Group._pass
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def small(self: Group, image: Tensor, buffers: Any) -> Any:
+        if len(self.alive) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, image, buffers)
+
+    monkeypatch.setattr(Group, "_pass", small)
+    group = Engine("fused").jobs(cells)[0]
+    shown = progress.RunProgress(3, Console(quiet=True), work=300.0)
+    seen: list[int] = []
+
+    def report(done: int, total: int, loss: float) -> None:
+        seen.append(done)
+        now[0] += 100
+        shown.moved(0, done, total, loss)
+
+    with shown:
+        shown.prepared()
+        shown.started(0, "group", 300.0)
+        left = len(group)
+        for record in run_group(group, Place(tmp_path / "runs", None), report=report):
+            assert record.status == "ok", record.message
+            left -= 1
+            timed = replace(
+                record, cost=record.cost | {"train_s": 100 / record.environment["fused_cells"], "eval_s": 0}
+            )
+            shown.finished(0, "cell", timed, left)
+            if left == 2:
+                assert shown._worked == pytest.approx(200), "two of three cells"
+            if left:
+                shown.continued(0, "cell")
+    assert seen == [2, 2], "two cells, then one"
+    assert shown._worked == pytest.approx(300) and shown._spent["training"] == pytest.approx(200)
 
 
 def test_a_fused_run_through_the_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

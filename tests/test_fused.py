@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from harness import fused
 from harness.cell import Cell
 from harness.data.augment import Batch
 from harness.data.batches import TrainSet
@@ -283,6 +286,139 @@ def test_too_little_memory_makes_smaller_groups(tmp_path: Path, monkeypatch: pyt
         assert passes == {12}, "the pass that found no room left its mark"
 
 
+class Counts(nn.Module):
+    """The Dice loss, which counts its calls in a buffer."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = loss_of("dice")
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        self.calls += 1
+        value: Tensor = self.inner(logits, target)
+        return value
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_first_step_that_lacked_memory_is_made_again_from_where_it_began(resumed: bool, tmp_path: Path) -> None:
+    """Also where memory ran out within an optimizer, whose state was then half there and whose weights had moved."""
+    cell = toy_cell(tmp_path)
+    cell = replace(cell, train=cell.train | {"optimizer": {"adam": {"lr": 1e-3}}})
+
+    def made(stop: Any = lambda: False) -> list[Trainer]:
+        hooks = Hooks(stop=stop)
+        return [trainer_of(cell, Counts(), hooks=hooks, checkpoint=tmp_path / f"{k}.pt") for k in range(4)]
+
+    if resumed:
+        first: list[Trainer] = []
+        first += made(lambda: bool(first) and first[0].progress.step >= 5)
+        assert all(isinstance(e, Stopped) for e in dict(train(first)).values())
+    trainers = made()
+    failing = trainers[1]
+    step = failing.optimizer.step
+
+    def full(*arguments: Any) -> Any:
+        if failing.sharing < 4:
+            return step(*arguments)
+        for group in failing.optimizer.param_groups:
+            for parameter in group["params"]:
+                failing.optimizer.state[parameter] = {"step": torch.tensor(9.0)}
+                parameter.data += 1
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    failing.optimizer.step = full  # type: ignore[method-assign]
+    assert set(dict(train(trainers)).values()) == {None}
+    whole = trainer_of(cell, Counts())
+    whole.run()
+    for trainer in trainers:
+        assert trainer.engine["fused_cells"] < 4
+        assert float(trainer.loss.calls) == 12
+        assert far(weights_of(trainer), weights_of(whole)) < 1e-3
+
+
+class Masked(nn.Module):
+    """A network with dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(1, CLASSES, 3, padding=1)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, image: Tensor) -> Output:
+        return Output(self.drop(self.head(image)))
+
+
+class Draws(nn.Module):
+    """The Dice loss with numbers of the global generator in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = loss_of("dice")
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        value: Tensor = self.inner(logits, target) * (1 + torch.rand(7).mean())
+        return value
+
+
+def test_masks_of_dropout_do_not_depend_on_a_loss_that_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = toy_cell(tmp_path, train="accumulate: 2")
+
+    def made(loss: nn.Module) -> Trainer:
+        torch.manual_seed(3)
+        return trainer_of(cell, loss, Masked())
+
+    together, alone = [made(loss_of("ce")), made(Draws())], made(loss_of("ce"))
+    images: list[int] = []
+    original = Group._pass
+
+    def seen(self: Group, image: Tensor, buffers: Any) -> Any:
+        images.append(len(image))
+        return original(self, image, buffers)
+
+    monkeypatch.setattr(Group, "_pass", seen)
+    assert set(dict(train(together)).values()) == {None}
+    alone.run()
+    assert far(weights_of(together[0]), weights_of(alone)) < 1e-5
+    assert set(images) == {1}, "the probe takes as much memory as a step"
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_chance_that_a_loss_starts_from_is_that_of_all_global_generators(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = [torch.tensor([1])]
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda place: states[0].clone())
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, place: states.__setitem__(0, state))
+    place = torch.device(device)
+    before = fused._chance(place)
+    first = torch.rand(3)
+    states[0] = torch.tensor([2])
+    fused._set_chance(before, place)
+    assert torch.equal(torch.rand(3), first) and int(states[0]) == (1 if device == "cuda" else 2)
+
+
+def test_what_a_failed_cell_held_is_gone_when_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[Any] = []
+    original = Group._pass
+
+    def seen(self: Group, image: Tensor, buffers: Any) -> Any:
+        given = original(self, image, buffers)
+        held.append(weakref.ref(given["logits"]))
+        return given
+
+    monkeypatch.setattr(Group, "_pass", seen)
+    group = Group([trainer_of(toy_cell(tmp_path), loss) for loss in (loss_of("ce"), Bad("raises", 1))])
+    group.begin()
+    failing = group.alive[1]
+    group.step()
+    assert held[-1]() is None, "the tensors of the step in which it failed"
+    lines = "".join(traceback.format_exception(group.failed[failing]))
+    assert 'raise ValueError("a mistake")' in lines, "its log still says where"
+
+
 @pytest.mark.parametrize("weighted", [0, 1])
 def test_every_loss_gets_the_label_weights_that_it_asks_for(weighted: int, tmp_path: Path) -> None:
     cell = toy_cell(tmp_path)
@@ -380,6 +516,10 @@ class Reads(nn.Module):
         return Output(logits * 2 if float(logits.detach().sum()) > 1e9 else logits)
 
 
+class Lasts(Reads):
+    channels_last = True
+
+
 class Mixes(Reads):
     """A network that behaves differently where it sees several sets of weights."""
 
@@ -405,6 +545,34 @@ def test_a_network_that_cannot_be_fused_trains_alone_and_says_why(network: Any, 
         whole.run()
         assert digest(whole.model) == digest(trainer.model)
     assert len(lines) == 2 and all(reason in line for line in lines)
+
+
+def test_a_network_that_cannot_be_fused_has_its_layout_back(tmp_path: Path) -> None:
+    cell = toy_cell(tmp_path)
+
+    def made() -> Trainer:
+        return trainer_of(cell, loss_of("ce"), Lasts(in_channels=2))
+
+    trainers, plain = [made(), made()], made()
+    for trainer in [*trainers, plain]:
+        trainer.data = Twofold(trainer.data)  # type: ignore[assignment]
+    assert set(dict(train(trainers)).values()) == {None}
+    (expected,) = {p.stride() for n, p in plain.model.named_parameters() if n == "head.weight"}
+    assert expected == (2, 1, 2, 2)
+    for trainer in trainers:
+        assert "engine_note" in trainer.engine
+        assert dict(trainer.model.named_parameters())["head.weight"].stride() == expected
+
+
+class Twofold:
+    """A set whose images have two channels."""
+
+    def __init__(self, data: TrainSet) -> None:
+        self._data, self.samples = data, data.samples
+
+    def batch(self, step: int, size: int, base: dict[str, Any]) -> Batch:
+        batch = self._data.batch(step, size, base)
+        return replace(batch, image=batch.image.repeat(1, 2, 1, 1))
 
 
 def test_what_ends_at_the_end_of_one_cell_is_its_own(tmp_path: Path) -> None:
@@ -437,3 +605,40 @@ def test_the_sum_of_seconds_is_the_time_that_passed(tmp_path: Path, monkeypatch:
     assert set(dict(train(trainers)).values()) == {None}
     passed = time.monotonic() - began
     assert 1.2 < sum(t.progress.seconds for t in trainers) <= passed  # four pauses of 0.3 s among it
+
+
+def test_what_one_cell_does_aside_is_shared_as_its_seconds_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock of its own: every validation takes 10 s, every step 1 s."""
+    now = [0.0]
+
+    def later(seconds: float) -> None:
+        now[0] += seconds
+
+    class Clock:
+        monotonic = staticmethod(lambda: now[0])
+        perf_counter = staticmethod(lambda: now[0])
+
+    monkeypatch.setattr("harness.train.time", Clock)
+    monkeypatch.setattr("harness.fused.time", Clock)
+    original = Group._step
+
+    def step(self: Group) -> None:
+        later(1)
+        original(self)
+
+    monkeypatch.setattr(Group, "_step", step)
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        later(10)
+        return {}
+
+    cell = toy_cell(tmp_path)
+    hooks = Hooks(validate=validate, write=lambda path, content: later(5))
+    names = ("ce", "dice", "lovasz")
+    trainers = [trainer_of(cell, loss_of(n), hooks=hooks, checkpoint=tmp_path / "none") for n in names]
+    assert set(dict(train(trainers)).values()) == {None}
+    assert now[0] >= 3 * 3 * 10 + 12
+    assert sum(t.progress.seconds for t in trainers) == pytest.approx(now[0])
+    for trainer in trainers:
+        assert trainer.progress.seconds - trainer.progress.aside == pytest.approx(12 / 3), "a third of the 12 steps"
+        assert trainer.progress.seconds == pytest.approx(now[0] / 3)

@@ -127,6 +127,7 @@ def test_failures_other_devices_and_half_records_tell_nothing() -> None:
         finished(cell, 9.0, cost={"train_s": 9.0}),
         replace(finished(cell, 9.0), cell={"data": 3}),
         finished(cell, 9.0, environment={"device": "NVIDIA H200"}),
+        finished(cell, 9.0, environment={"device": "cpu", "engine": "fused", "fused_cells": 1}),  # the last of a group
     ]
     assert Estimates(broken, gpu=False).seconds(cell) is None
     assert Estimates(broken, gpu=True).known == 1 and Estimates(broken).known == 1

@@ -40,8 +40,13 @@ def budget(device: torch.device, beside: int = 1) -> int:
         if not given.isdecimal():
             raise BenchError(f"BENCH_CACHE_MB is {given!r}; expected a whole number of megabytes, such as 4096.")
         return int(given) * 2**20
-    share = min(SHARE, 0.5 / beside)
-    return int(share * (torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()))
+    return int(min(SHARE, 0.5 / beside) * (_free(device) if device.type == "cuda" else free_memory()))
+
+
+def _free(device: torch.device) -> int:
+    """Free bytes of a GPU, with those that this process's allocator keeps for itself and does not use."""
+    idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + idle
 
 
 def home_of(total: int, device: torch.device, limit: int | None) -> tuple[torch.device, int]:
@@ -176,7 +181,9 @@ class VolumeStore:
             case = self._cases[pick]
             image = torch.from_numpy(case.part("image", (slice(None), *inside)))
             label = torch.from_numpy(case.part("label", inside))
-        image, label = (t if t.device == self._device else onto(t.contiguous(), self._device) for t in (image, label))
+        # kinds, not devices: "cuda" is not equal to the "cuda:0" that it means
+        if image.device.type != self._device.type:
+            image, label = (onto(t.contiguous(), self._device) for t in (image, label))
         if tuple(label.shape) == tuple(size):
             return image, label
         pads = [(w.start - s, s + n - w.stop) for w, s, n in zip(inside, start, size, strict=True)]

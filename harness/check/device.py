@@ -7,6 +7,7 @@ for a GPU, a value that is read or a shape that depends on values, is impossible
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +16,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorDeviceMismatchError,
-    FakeTensorMode,
-)
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -52,6 +48,7 @@ _UNORDERED: dict[str, Callable[[Sequence[Any]], bool]] = {
     "median": lambda args: len(args) > 1,
     "scatter_reduce": lambda args: args[4] == "prod",
 }
+_TWO_DEVICES = re.compile(r"found (at least )?two (different )?devices")  # older and newer words of PyTorch
 _NUMPY = "is not supported for tensor subclasses"  # what PyTorch says of `.numpy()` and the like
 
 
@@ -66,13 +63,13 @@ def device(make: Make) -> Finding:
             logits, target, offered = inputs_of(loss, given, leaves)
         try:
             _step(loss, {"logits": logits, "target": target, **offered}, leaves, seen)
-        except FakeTensorDeviceMismatchError as error:
-            return Finding(False, None, f"a tensor of the CPU meets one of the device ({_line(error)})")
         except DataDependentOutputException as error:
             seen.waits.append(f"a value is read ({_line(error)}{_UNSEEN}")
         except DynamicOutputShapeException as error:
             seen.waits.append(f"a shape depends on values ({_line(error)}{_UNSEEN}")
         except Exception as error:
+            if _TWO_DEVICES.search(str(error)):
+                return Finding(False, None, f"a tensor of the CPU meets one of the device ({_line(error)})")
             if _NUMPY not in str(error):
                 return Finding(None, None, f"cannot be told: {type(error).__name__} ({_line(error)})")
             seen.waits.append(f"it leaves PyTorch ({_line(error)}{_UNSEEN}")
@@ -182,7 +179,7 @@ def away(
         seen: Takes what is seen.
 
     Raises:
-        FakeTensorDeviceMismatchError: Tensors of two devices meet.
+        RuntimeError: Tensors of two devices meet, in the words of PyTorch.
         DataDependentOutputException: A value is read.
         DynamicOutputShapeException: A shape depends on values.
     """

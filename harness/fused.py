@@ -238,7 +238,8 @@ class Group:
         except Exception:
             for k, (member, state) in enumerate(zip(self.alive, kept, strict=True)):
                 if member.progress.step == at:
-                    member.move_back(state)
+                    with self._guard(member):  # a loss that cannot go back to where it was ends, and no other
+                        member.move_back(state)
                     for name, whole in buffers.items():
                         self._buffers[name][k].copy_(whole[k])
             raise

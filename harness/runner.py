@@ -50,7 +50,6 @@ class Worker:
 
     process: Any
     connection: Connection
-    ready: bool = False  # it has imported torch and has its device
     cell: Cell | None = None
     rest: list[Cell] = field(default_factory=list)  # of a group: the other cells that have no record yet
     faulty: bool = False  # a cell of the group ended with an error
@@ -58,6 +57,8 @@ class Worker:
     deadline: float | None = None
     waits: float | None = None  # since when, where it waits for its turn to train
     kills: int | None = None  # of the system for lack of memory, when the cell began
+    ready: bool = False  # it has imported torch and has its device
+    unfit: str = ""  # why it could not start
 
 
 @dataclass
@@ -71,6 +72,7 @@ class Pool:
         engine: How that trains a cell alone: "single" or "compiled".
         at_once: By device, how many of its processes train at once; devices that are not named have no such bound.
         slots: The processes that were started, by their index in `devices`.
+        fit: Slots whose last process could start.
     """
 
     place: Place
@@ -79,6 +81,7 @@ class Pool:
     engine: str = "single"
     at_once: Mapping[str, int] = field(default_factory=dict)
     slots: dict[int, Worker] = field(default_factory=dict)
+    fit: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="bench-turns-") if self.at_once else None
@@ -139,8 +142,9 @@ def _serve(connection: Connection, place: Place, run: Run | None, engine: str) -
         settle(place.device)
         connection.send(("ready", None))
     except Exception as error:  # such as a device without room for one process more
+        said = next(iter(str(error).strip().splitlines()), "no message")
         with contextlib.suppress(OSError):  # the parent is gone
-            connection.send(("unfit", f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no message')}"))
+            connection.send(("unfit", f"{type(error).__name__}: {said}"))
         return
     worker_main(connection, place, run or partial(run_cell, engine=engine))
 
@@ -353,7 +357,7 @@ def _collect(pool: Pool, progress: RunProgress) -> Iterator[tuple[int, RunRecord
         if message is None:
             oom = worker.kills is not None and (oom_kills() or 0) > worker.kills
             oom &= worker.process.exitcode == -9
-            reason = f"its worker process died ({cause_of_death(worker.process, oom)})"
+            reason = f"its worker process died ({worker.unfit or cause_of_death(worker.process, oom)})"
             if oom:
                 reason += f"; {remedy(worker.cell, pool.seat(slot))}"
             yield from _ended(pool, slot, "oom" if oom else "error", reason, progress)
@@ -439,7 +443,7 @@ def _messages(pool: Pool, seconds: float) -> Iterator[tuple[int, Any]]:
     """Messages of workers that have started; None for a worker that is gone.
 
     Raises:
-        BenchError: A worker says that it cannot start: whatever it was to do, the next one could not either.
+        BenchError: A worker cannot start where none could before: whatever it was to do, the next one could not either.
     """
     by_connection = {w.connection: slot for slot, w in pool.slots.items()}
     for ready in wait(list(by_connection), seconds):
@@ -451,18 +455,23 @@ def _messages(pool: Pool, seconds: float) -> Iterator[tuple[int, Any]]:
             worker.process.join(5)
             message = None
         if message is not None and message[0] == "unfit":
-            raise _cannot_start(pool.devices[slot], message[1])
+            if slot not in pool.fit:
+                raise _cannot_start(pool.devices[slot], message[1])
+            pool.fit.remove(slot)  # one that replaces another: its device may have room again for the next
+            worker.unfit, message = message[1], None
+            worker.process.join(5)
         if message is not None and message[0] == "ready":
             worker.ready = True
+            pool.fit.add(slot)
         else:
             yield slot, message
 
 
 def _cannot_start(device: str, reason: str) -> BenchError:
-    fewer = "--workers"
-    if device != "cpu":
-        fewer = "--no-overlap, --per-device) or another device (--devices"
-    return BenchError(f"a worker process cannot start on {device} ({reason}); try fewer processes ({fewer}).")
+    fewer = "--workers" if device == "cpu" else "--no-overlap, --per-device"
+    return BenchError(
+        f"a worker process cannot start on {device} ({reason}); where memory is short, try fewer processes ({fewer})."
+    )
 
 
 def _send(worker: Worker, message: tuple[str, Any]) -> None:

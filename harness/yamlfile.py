@@ -214,8 +214,9 @@ def _nearest(name: str, known: Sequence[str], also: Mapping[str, str]) -> str | 
     called = {_bare(one): here for one, here in also.items() if here in known}
     called |= {_bare(one): one for one in reversed(known)}
     bare = _bare(name)
-    if bare in called:
-        return called[bare]
+    for one in (bare, bare.removesuffix("loss")):
+        if one in called:
+            return called[one]
     slips = difflib.get_close_matches(name.casefold(), known, n=1, cutoff=_SLIP)
     holding = sorted((one for one in known if bare in _bare(one)), key=len) if len(bare) >= _SHORTEST else []
     alike = (called[one] for one in difflib.get_close_matches(bare, called, n=1, cutoff=0.6))

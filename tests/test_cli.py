@@ -243,6 +243,14 @@ def test_an_output_that_is_closed_or_full_ends_without_a_traceback(words: tuple[
         assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("words", ["list losses", "list losses --json", "list nonsense"])
+def test_a_run_that_nobody_reads_ends_as_any_other(words: str, tmp_path: Path) -> None:
+    shell = ["sh", "-c", f"exec {sys.executable} -m harness {words} >&- 2> errors"]
+    done = subprocess.run(shell, cwd=tmp_path)
+    assert "Traceback" not in (tmp_path / "errors").read_text()
+    assert done.returncode == (2 if "nonsense" in words else 0)
+
+
 def test_a_terminal_without_unicode_gets_every_line(tmp_path: Path) -> None:
     def said(*words: str) -> str:
         command = [sys.executable, "-m", "harness", *words]

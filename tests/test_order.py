@@ -201,7 +201,9 @@ def test_a_group_weighs_what_its_training_does() -> None:
         shown.continued(0, "second")
         shown.moved(0, 1, 2, 0.5)
         assert shown._whole() == 200.0
-        shown.finished(0, "second", finished(make(), 1.0), 1)  # the training is over
+        shown.finished(
+            0, "second", finished(make(), 1.0, environment={"device": "cpu", "fused_cells": 2}), 1
+        )  # the training is over
         assert shown._whole() == 300.0
         shown.continued(0, "third")
         shown.finished(0, "third", finished(make(), 1.0))

@@ -7,6 +7,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -242,9 +243,28 @@ def test_every_process_has_its_device(cells: list[Cell], acts: Any, tmp_path: Pa
 def test_a_device_that_no_process_can_have_is_no_fault_of_a_case(cells: list[Cell], acts: Any, tmp_path: Path) -> None:
     """A GPU that is not there stands for one without room for a process more."""
     entries = [Entry(cell, "missing") for cell in cells]
-    with pytest.raises(BenchError, match=r"cannot start on cuda:99 \(\w+: .+\); try fewer processes \(--no-overlap"):
+    with pytest.raises(
+        BenchError,
+        match=r"cannot start on cuda:99 \(\w+: .+\); where memory is short, try fewer processes \(--no-overlap",
+    ):
         run_cells(entries, Place(tmp_path, None), ["cuda:99"], Console(quiet=True), run=acts.stores)
     assert not [*tmp_path.glob("*/*/record.json")]
+
+
+def test_a_process_that_cannot_replace_another_costs_its_cell_and_the_second_ends_the_run(tmp_path: Path) -> None:
+    pool = runner.Pool(Place(tmp_path, None), ["cuda:0"])
+
+    def says(*messages: tuple[str, Any]) -> list[Any]:
+        ours, theirs = runner.mp.Pipe()
+        pool.slots[0] = runner.Worker(SimpleNamespace(join=lambda seconds: None), ours)
+        for message in messages:
+            theirs.send(message)
+        return [found for _ in messages for found in runner._messages(pool, 0.0)]
+
+    assert says(("ready", None), ("started", None)) == [(0, ("started", None))] and pool.slots[0].ready
+    assert says(("unfit", "no room")) == [(0, None)] and pool.slots[0].unfit == "no room"
+    with pytest.raises(BenchError, match=r"cannot start on cuda:0 \(no room\)"):
+        says(("unfit", "no room"))
 
 
 def test_a_process_more_counts_for_memory_and_for_what_helps(tmp_path: Path) -> None:

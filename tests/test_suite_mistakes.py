@@ -161,7 +161,7 @@ def test_a_sentence_names_the_place_in_the_file_and_no_type(
     ("name", "meant"),
     [
         ("DiceCE", "dice_ce"), ("dice + ce", "dice_ce"), ("Dice", "dice"), ("cldice", "soft_cldice"), ("bce", "ce"),
-        ("cross entropy", "ce"), ("FocalLoss", "focal"), ("hausdorff", "hausdorff_dt"), ("hd", "hausdorff_dt"),
+        ("cross entropy", "ce"), ("FocalLoss", "focal"), ("BCELoss", "ce"), ("TLoss", "t_loss"), ("hausdorff", "hausdorff_dt"), ("hd", "hausdorff_dt"),
         ("gdl", "generalized_dice"), ("dsc", "dice"), ("mIoU", "jaccard"), ("wce", "weighted_ce"),
         ("focal_tversy", "focal_tversky"), ("tversk", "tversky"), ("dicee", "dice"),
     ],

@@ -72,6 +72,19 @@ class Stop:
         return self.asked
 
 
+def _broken(device: str) -> bool:
+    """Whether a fault has ended all work of this process on its device."""
+    if device == "cpu":
+        return False
+    import torch
+
+    try:
+        torch.cuda.synchronize(device)
+    except Exception:
+        return True
+    return False
+
+
 def run_bundle(bundle: Bundle) -> None:
     """Run the cells of a task until SIGTERM, when the one that is running writes its checkpoint, or a fault on a GPU.
 
@@ -100,8 +113,8 @@ def run_bundle(bundle: Bundle) -> None:
         held = is_held(record)
         marks.end(cell.eval_id, ELSEWHERE if held else record.status, max(0, stop.steps))
         _say(f"{record.status}{': ' + record.message if record.message else ''}")
-        if bundle.place.device != "cpu" and record.status in ("error", "oom"):
-            break  # after a fault on the device nothing works in its process any more
+        if record.status in ("error", "oom") and _broken(bundle.place.device):
+            break
         if held:  # perhaps by a task that died on another node: its lease runs out while the other cells run
             patience = patience or time.monotonic() + HELD_SECONDS
             if time.monotonic() < patience:

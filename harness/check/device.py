@@ -31,7 +31,7 @@ _CALLERS, _CALLS = (__file__, evaluate_loss.__code__.co_filename), ("run", evalu
 _UNSEEN = "; what follows was not seen)"
 # operations that PyTorch refuses where deterministic algorithms are asked for (`torch.use_deterministic_algorithms`),
 # and for which arguments
-_UNORDERED: dict[str, Callable[[Sequence[Any]], bool]] = {
+_UNORDERED: dict[str, Callable[[Sequence[Any], Tensor], bool]] = {
     **dict.fromkeys(
         [
             *("avg_pool3d_backward", "_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward"),
@@ -41,12 +41,13 @@ _UNORDERED: dict[str, Callable[[Sequence[Any]], bool]] = {
             *("upsample_trilinear3d_backward", "grid_sampler_2d_backward", "grid_sampler_3d_backward"),
             *("reflection_pad1d_backward", "reflection_pad2d_backward", "reflection_pad3d_backward"),
         ],
-        lambda args: True,
+        lambda args, result: True,
     ),
-    "cumsum": lambda args: args[0].is_floating_point(),
-    "bincount": lambda args: len(args) > 1 and args[1] is not None,
-    "median": lambda args: len(args) > 1,
-    "scatter_reduce": lambda args: args[4] == "prod",
+    "cumsum": lambda args, result: result.is_floating_point() or result.is_complex(),
+    "bincount": lambda args, result: len(args) > 1 and args[1] is not None,
+    "median": lambda args, result: len(args) > 1,
+    "scatter_reduce": lambda args, result: args[4] == "prod",
+    "_embedding_bag": lambda args, result: len(args) > 4 and args[4] == 2,
 }
 _TWO_DEVICES = re.compile(r"found (at least )?two (different )?devices")  # older and newer words of PyTorch
 _NUMPY = "is not supported for tensor subclasses"  # what PyTorch says of `.numpy()` and the like
@@ -112,7 +113,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **(kwargs or {}))
         aten = torch.ops.aten
         name = func.overloadpacket.__name__
-        if name in _UNORDERED and _UNORDERED[name](args):
+        rule = _UNORDERED.get(name, _UNORDERED.get(name.removesuffix("_")))
+        if rule is not None and rule(args, result):
             self._seen.unordered.append(f"{name} ({_place(traceback.extract_stack())})")
         if func is aten._to_copy.default:
             self._copied(args[0], result, (kwargs or {}).get("non_blocking", False))

@@ -64,7 +64,7 @@ def data_command(args: argparse.Namespace) -> int:
             _describe(manifest, out)
             out.print("name its folder with --data or BENCH_DATA to see what of it is there")
             return 0
-        raise  # it says how to obtain the data
+        raise
     _describe(manifest, out)
     done: Verified | None = None
     if not absent and args.verify:

@@ -161,7 +161,7 @@ def _costs(standing: Standing) -> Iterator[str]:
         text = f"cost on {where}: {_cost(cost)}"
         base = standing.baseline_cost.get(where) if standing.baseline_cost is not None else None
         if standing.baseline_cost is None and standing.loss != standing.baseline:
-            text += f"; that of {standing.baseline} was measured on other hardware or with another torch"
+            text += f"; that of {standing.baseline} is left out: records differ in hardware, torch, engine or processes"
         if base is not None and standing.loss != standing.baseline:
             text += f"; {standing.baseline}: {_cost(base)}"
             if standing.load:

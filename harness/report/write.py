@@ -188,7 +188,8 @@ def ladder_losses(frames: Frames, panels: Sequence[Panel]) -> tuple[list[str], s
 
 def _clear(out: Path, formats: Sequence[str]) -> None:
     """Remove what an earlier report left in these formats, and nothing else: other formats and records stay."""
-    drawings = (".svg", ".png", ".pdf") if {"html", "latex"} & set(formats) else ()
+    # the page shows what is drawn as SVG or PNG, LaTeX what is drawn as PDF
+    drawings = [*(".svg", ".png") * ("html" in formats), *(".pdf",) * ("latex" in formats)]
     tables = [ending for name in formats for ending in _TABLES[name]]
     for folder, endings in (("figures", drawings), ("tables", tables)):
         for path in sorted((out / folder).glob("*")):

@@ -347,6 +347,8 @@ def test_what_waits_for_the_device_is_told_with_its_line(
             "nll_loss2d_forward (test_properties.py:",
         ),
         (lambda x, y: x.softmax(1).flatten(2).cumsum(2).mean(), "cumsum (test_properties.py:"),
+        (lambda x, y: (x.softmax(1).flatten(2) * 1).cumsum_(2).mean(), "cumsum_ (test_properties.py:"),
+        (lambda x, y: ((x > 0).cumsum(1, dtype=x.dtype) * x).mean(), "cumsum (test_properties.py:"),
         (lambda x, y: x.flatten(1).median(1).values.mean(), "median (test_properties.py:"),
         (lambda x, y: nn.functional.pad(x.flatten(2), (1, 1), "reflect").mean(), "reflection_pad1d_backward ("),
     ],

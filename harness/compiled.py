@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit
 from torch._inductor.exc import CppCompileError, InvalidCxxCompiler, TritonMissing
 
-from harness.errors import BenchError
+from harness.errors import BenchError, first_line
 from harness.fused import tensors_of
 from harness.machine import empty_cache, out_of_memory, reset_peak
 from harness.models.output import Output
@@ -115,7 +115,7 @@ def compare(trainer: Trainer, compiler: Callable[[nn.Module], Callable[[Tensor],
     except Exception as error:  # of a user's network any kind
         if out_of_memory(error):
             raise
-        raise Fault(f"it cannot be copied, {_first_line(error)}") from None
+        raise Fault(f"it cannot be copied, {_reason(error)}") from None
     network = compiler(ours)
     theirs = _seen(trainer, plain, plain, image)
     try:
@@ -131,8 +131,8 @@ def compare(trainer: Trainer, compiler: Callable[[nn.Module], Callable[[Tensor],
             raise
         within = error.inner_exception if isinstance(error, BackendCompilerFailed) else error
         if isinstance(within, WANTING):
-            raise BenchError(f"the network cannot be compiled for now: {_first_line(within)}.") from None
-        raise Fault(_first_line(error)) from None
+            raise BenchError(f"the network cannot be compiled for now: {_reason(within)}.") from None
+        raise Fault(_reason(error)) from None
     near = {"outputs": OUTPUTS, "gradients": GRADIENTS, "running statistics": OUTPUTS}
     for kind, tensors in theirs.items():
         if (worst := _apart(tensors, found[kind], near[kind][trainer.autocast])) is not None:
@@ -196,5 +196,5 @@ def _make_room(trainer: Trainer, image: Tensor) -> None:
     _kept.add(key)
 
 
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+def _reason(error: BaseException) -> str:
+    return first_line(error, type(error).__name__).rstrip(".")

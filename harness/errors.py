@@ -21,6 +21,11 @@ def sentence(error: BenchError) -> str:
     return re.sub(rf"\S{{{_LONGEST},}}", lambda word: f"{word[0][: _LONGEST // 2]}…{word[0][-_LONGEST // 3 :]}", line)
 
 
+def first_line(error: BaseException, otherwise: str = "no message") -> str:
+    """The first line of what an error says, or `otherwise` where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), otherwise)
+
+
 def os_sentence(error: OSError) -> str:
     """What a fault of the file system says, and what to do where that is known."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from harness.cell import Cell
 from harness.data.prepare import Prepared
-from harness.errors import BenchError
+from harness.errors import BenchError, first_line
 from harness.losses.build import build_loss
 from harness.losses.calls import evaluate_loss, needs_of
 from harness.losses.facts import COUNTED
@@ -150,5 +150,5 @@ def _try(scores: LossScores, dims: int, device: torch.device) -> None:
         except BenchError as error:
             raise BenchError(f"{name}: {error}") from None
         except (RuntimeError, ValueError, TypeError, LookupError) as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+            reason = first_line(error, type(error).__name__).rstrip(".")
             raise BenchError(f"{name} cannot score a network here: {reason}; leave it out of `metrics`.") from None

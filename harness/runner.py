@@ -26,7 +26,7 @@ from harness.cell import Cell, Place
 from harness.cell_log import remedy
 from harness.claims import record_failure
 from harness.engine import Engine
-from harness.errors import BenchError
+from harness.errors import BenchError, first_line
 from harness.estimates import Estimates
 from harness.follow import Follow
 from harness.order import Queue
@@ -142,9 +142,8 @@ def _serve(connection: Connection, place: Place, run: Run | None, engine: str) -
         settle(place.device)
         connection.send(("ready", None))
     except Exception as error:  # such as a device without room for one process more
-        said = next(iter(str(error).strip().splitlines()), "no message")
         with contextlib.suppress(OSError):  # the parent is gone
-            connection.send(("unfit", f"{type(error).__name__}: {said}"))
+            connection.send(("unfit", f"{type(error).__name__}: {first_line(error)}"))
         return
     worker_main(connection, place, run or partial(run_cell, engine=engine))
 

@@ -27,7 +27,7 @@ from harness.checkpoints import UnusableCheckpoint, save
 from harness.claims import HELD, Lease, LostLease, take
 from harness.data.conditions import CLEAN, kind_of, title_of
 from harness.data.manifest import Manifest, load_manifest
-from harness.errors import BenchError, os_sentence
+from harness.errors import BenchError, first_line, os_sentence
 from harness.evaluation import evaluate_cell, validator
 from harness.fused import train, train_one
 from harness.loss_scores import loss_scores
@@ -199,7 +199,7 @@ def _attempt(cell: Cell, place: Place, cases: Cases, report: Report, stop: Calla
         log(lease.folder, traceback.format_exc())
         if out_of_memory(error):
             return _out_of_memory(cell, place, error)
-        return _record(cell, "error", f"{type(error).__name__}: {_first_line(error)} ({_where(error)})")
+        return _record(cell, "error", f"{type(error).__name__}: {first_line(error)} ({_where(error)})")
 
 
 def _run(cell: Cell, place: Place, cases: Cases, report: Report, stop: Callable[[], bool], lease: Lease) -> Course:
@@ -461,10 +461,6 @@ def _store(record: RunRecord, cell: Cell, place: Place, lease: Lease) -> RunReco
         return lease.publish(record, cell.eval_folder(place.out))
     except OSError as error:
         return replace(record, status="error", message=os_sentence(error))
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "no message")
 
 
 def _where(error: BaseException) -> str:

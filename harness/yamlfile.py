@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
-from harness.errors import BenchError
+from harness.errors import BenchError, first_line
 
 KeyPath = tuple[Hashable, ...]
 MOST_BYTES = 16 * 2**20
@@ -181,7 +181,7 @@ def read_yaml(path: Path) -> YamlFile:
     except RecursionError:
         raise BenchError(f"{path}: not valid YAML: nested deeper than {MOST_LEVELS} levels.") from None
     except _NOT_YAML as error:  # what PyYAML raises of values that do not fit their tag, such as `!!bool x`
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error, type(error).__name__)
         raise BenchError(f"{path}: not valid YAML: {reason}.") from None
     if not isinstance(data, dict):
         raise BenchError(f"{path}:1: expected a mapping of keys to values, found {kind_of(data)}.")
@@ -341,8 +341,9 @@ def _unknown_key(key: str, model: type[BaseModel] | None) -> str:
         return "unknown key."
     known = _keys(model)
     listed = f"known: {', '.join(known)}."
-    if key in getattr(model, "elsewhere", {}):
-        return f"unknown key; write `{model.elsewhere[key]}`."  # type: ignore[attr-defined]
+    elsewhere = getattr(model, "elsewhere", {})
+    if key in elsewhere:
+        return f"unknown key; write `{elsewhere[key]}`."
     for name, info in model.model_fields.items():
         inner = _model_in(info.annotation)
         if inner is not None and key in (*_keys(inner), *getattr(inner, "elsewhere", {})):

@@ -16,7 +16,7 @@ from rich.console import Console
 from harness.backends.ray_cluster import Need, capacity, no_room, problem_of
 from harness.backends.ray_slot import Met, Moved, Slot, versions_here
 from harness.cell import Cell, Place
-from harness.errors import BenchError
+from harness.errors import BenchError, first_line
 from harness.preparing import Job
 from harness.processes import THREAD_VARIABLES
 
@@ -260,7 +260,7 @@ def short(error: Any) -> str:
     """What an error of Ray says, without its traceback and its advice."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, Exception):
-        return f"{type(cause).__name__}: {next(iter(str(cause).splitlines()), '')}".rstrip(": .")
+        return f"{type(cause).__name__}: {first_line(cause, '')}".rstrip(": .")
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if line.startswith("The actor is dead because")]
     wrong = [line for line in lines if "Error: " in line]

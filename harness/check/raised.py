@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from harness.errors import BenchError
+from harness.errors import BenchError, first_line
 from harness.losses import build, calls, prepared
 
 # frames of these are not the lines of a loss
@@ -26,7 +26,7 @@ def said(error: Exception, longest: int = 160) -> str:
         error: Whatever a loss raised; a `BenchError` is a sentence already.
         longest: Characters of its text.
     """
-    text = next(iter(str(error).strip().splitlines()), "no message")[:longest]
+    text = first_line(error)[:longest]
     if isinstance(error, BenchError):
         return text
     frames = traceback.extract_tb(error.__traceback__)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from harness.check.scenes import Scene, evaluate, facts_of
-from harness.errors import BenchError
+from harness.errors import BenchError, first_line
 from harness.landscape.scenes import TRANSFORMATIONS, label, perfect, scene_of, steps
 from harness.losses.build import build_loss
 from harness.losses.calls import needs_of
@@ -110,7 +110,7 @@ def measure(spec: Mapping[str, Any], name: str, tick: Callable[[], None] = lambd
         points, best = _points(loss, tick)
     except Exception as error:  # whatever a loss raises is the reason why it is not shown
         kind = "" if isinstance(error, BenchError) else f"{type(error).__name__}: "
-        return LeftOut(name, f"{kind}{next(iter(str(error).splitlines()), '')}".rstrip(".: ")[:200] or kind)
+        return LeftOut(name, f"{kind}{first_line(error, '')}".rstrip(".: ")[:200] or kind)
     found = [p for own in points.values() for p in own]
     if not math.isfinite(best) or all(math.isnan(p.value) for p in found):
         return LeftOut(name, "its value at the perfect prediction is not finite")

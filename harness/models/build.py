@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.errors import BenchError
+from harness.errors import BenchError, first_line
 from harness.models.output import Output
 from harness.resolve import load
 
@@ -56,7 +56,7 @@ def build_model(
     try:
         network = cls(**filled, **args)
     except (TypeError, ValueError, LookupError, AssertionError, NotImplementedError, ImportError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+        reason = first_line(error, type(error).__name__).rstrip(".")
         raise BenchError(f"model {target.rpartition(':')[2]} cannot be made with {args}: {reason}.") from error
     if not isinstance(network, nn.Module):
         raise BenchError(f"model {target} is a {type(network).__name__}, expected a torch.nn.Module.")

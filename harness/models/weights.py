@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.errors import BenchError
+from harness.errors import BenchError, first_line
 from harness.models.build import Adapter
 from harness.yamlfile import nearest
 
@@ -90,7 +90,7 @@ def _read(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError, OSError) as error:
-        reason = next(iter(str(error).splitlines()), "")
+        reason = first_line(error, "")
         if "weights_only" in str(error) or "Unsupported" in reason:
             reason = "it holds objects besides tensors; save `model.state_dict()`"
         raise BenchError(f"{path}: cannot be read as weights: {reason.rstrip('.') or type(error).__name__}.") from None
@@ -119,7 +119,7 @@ def _from_npz(network: nn.Module, path: Path, renames: Mapping[str, str | None])
         with np.load(path, allow_pickle=False) as arrays:
             state: dict[str, Tensor] = from_npz(arrays)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+        reason = first_line(error, type(error).__name__).rstrip(".")
         raise BenchError(f"{path}: does not hold the weights of this model: {reason}.") from None
     return state
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from harness.metrics.policy import takes_worst
 from harness.metrics.table import metric_of
 from harness.report.figures.scores import lacking
 from harness.report.frames import Frames, by_group
@@ -67,8 +68,10 @@ def _verdicts(c: Comparison) -> TableView:
     )
     said += " Mean: over the classes of a patient, then over patients and runs; in the leaderboard over patients first."
     if c.outcome == "distance":
+        worst = takes_worst(c.measure.metric, c.measure.profile, "pred_empty")
+        counted = "as the image diagonal" if worst else f"as {c.measure.profile} does"
         said += (
-            " Without misses, which the leaderboard counts as the image diagonal."
+            f" Without misses, which the leaderboard counts {counted}."
             " Differences are of log(1 + distance), shown as per cent of 1 + distance; the mean is the plain one."
         )
     if not a.no_verdict:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
-from harness.errors import BenchError
+from harness.errors import BenchError, first_line
 from harness.processes import THREAD_VARIABLES, cause_of_death, deaf_to_ctrl_c, one_thread
 
 Job = TypeVar("Job")
@@ -135,16 +135,12 @@ def _serve(connection: Connection) -> None:
         except BenchError as error:
             outcome = Failure(str(error), told=True)
         except MemoryError as error:
-            outcome = Failure(f"out of memory ({_first_line(error)})")
+            outcome = Failure(f"out of memory ({first_line(error, 'no reason given')})")
         except Exception as error:  # whatever a damaged file makes a library raise costs its case and no other
-            outcome = Failure(f"{type(error).__name__}: {_first_line(error)}")
+            outcome = Failure(f"{type(error).__name__}: {first_line(error, 'no reason given')}")
         del task, job  # nothing of a case is kept while waiting for the next
         try:
             connection.send(outcome)
         except OSError:
             return
         del outcome
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "no reason given")

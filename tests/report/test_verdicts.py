@@ -105,6 +105,22 @@ def test_distances_are_compared_where_all_have_one_and_misses_apart(frame):
     ]
 
 
+@pytest.mark.parametrize(
+    ("profile", "counted"), [("voxel-max", "the image diagonal."), ("transunet", "transunet does.")]
+)
+def test_a_table_of_distances_says_how_the_leaderboard_counts_misses(frame, profile, counted):
+    rng = np.random.default_rng(0)
+    for loss in "ab":
+        for seed in range(3):
+            frame.cell(loss, seed)
+            for p in range(8):
+                value = 3 + p + rng.normal(0, 0.1)
+                frame.case(loss, value, seed=seed, patient=f"p{p}", metric="hd95", profile=profile)
+    far, *_ = compare(prepared(frame), Ranking(("hd95",), "a"))
+    (view,) = statistics_views([far])
+    assert any(f"Without misses, which the leaderboard counts as {counted}" in note for note in view.notes)
+
+
 def test_the_two_means_of_a_loss_and_what_is_said_of_them(frame):
     """Where a class is absent in a patient, the leaderboard's mean is not that of the statistics."""
     for loss in ("a", "b"):
